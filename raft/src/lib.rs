@@ -1,0 +1,4 @@
+//! Raft.
+#![forbid(unsafe_code)]
+
+pub mod core;
