@@ -1,1 +1,53 @@
-//! fiber
+//! Stackful fibers that are threads to every crate and to libc.
+//!
+//! This crate owns stacks, the context switch, private thread-local storage, the scheduler with its timers, and the blocking pool.
+//! It does no I/O: `squall-iomanager` adds the reactor, `squall-hook` makes ordinary libc calls suspend fibers.
+//!
+//! ```
+//! use std::time::Duration;
+//!
+//! let sleepers: Vec<_> = (0..100)
+//!     .map(|n| {
+//!         squall_fiber::spawn(move || {
+//!             squall_fiber::sleep(Duration::from_millis(5));
+//!             n
+//!         })
+//!     })
+//!     .collect();
+//! let sum: i32 = sleepers.into_iter().map(|sleeper| sleeper.join().unwrap()).sum();
+//! assert_eq!(sum, 4950);
+//! ```
+//!
+//! # Blocking
+//! Every public function says what it does when it has to wait: suspend the fiber, block the thread, or neither. All of them may
+//! be called from plain threads, too.
+
+mod arch;
+mod blocking;
+mod completion;
+mod context;
+mod driver;
+mod fiber;
+mod handle;
+pub mod lock;
+mod overflow;
+mod scheduler;
+mod scope;
+mod stack;
+pub mod sys;
+mod timer;
+mod tls;
+mod worker;
+
+pub use blocking::{blocking_pool_depth, run_blocking};
+pub use context::{in_fiber, with_current};
+pub use driver::{Driver, Unpark};
+pub use fiber::{Current, Fiber, Tls, Wait, WaitKind, Wake, Waker};
+pub use handle::{Builder, JoinHandle, current, park, park_timeout, sleep, spawn, yield_now};
+pub use scheduler::{
+    FiberInfo, Scheduler, SchedulerConfig, SchedulerMetrics, current_metrics, fibers, set_default_scheduler,
+    with_driver,
+};
+pub use scope::{Scope, ScopedJoinHandle, scope};
+pub use stack::{GuardMethod, STACK_BYTES_DEFAULT, guard_method};
+pub use tls::{forget_pthread_key, note_pthread_key, support as private_tls_support};

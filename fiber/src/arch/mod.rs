@@ -1,0 +1,17 @@
+//! What differs between processors: the thread pointer and the system-call instruction. Assembly only; no policy.
+//!
+//! Every target file supplies the same four items: [`thread_pointer`], [`set_thread_pointer`], [`raw_syscall`] and
+//! [`can_set_thread_pointer`]. Only `tls.rs`, `worker.rs` and `sys.rs` may call them.
+
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
+#[cfg(target_arch = "aarch64")]
+pub(crate) use aarch64::*;
+
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use x86_64::*;
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+compile_error!("Squall supports x86_64 and aarch64 Linux");

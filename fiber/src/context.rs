@@ -1,0 +1,63 @@
+//! Where the running code finds out which fiber it is, and on which worker.
+//!
+//! In a private-TLS fiber `CURRENT` lies in the fiber's own block and is written once, when the fiber starts. In a
+//! shared-TLS fiber it lies in the worker's, and the worker writes it around every switch. Outside a fiber it is null.
+
+use crate::fiber::{Current, Inner};
+use crate::scheduler::Shared;
+use core::cell::Cell;
+use core::mem::ManuallyDrop;
+use core::ptr;
+use core::sync::atomic::Ordering;
+use std::sync::Arc;
+
+thread_local! {
+    static CURRENT: Cell<*const Inner> = const { Cell::new(ptr::null()) };
+    /// Set on worker threads; in a private-TLS fiber it is never set.
+    static WORKER: Cell<(*const Arc<Shared>, usize)> = const { Cell::new((ptr::null(), 0)) };
+}
+
+/// The running fiber, if the caller is in one.
+///
+/// This is the test that every hook makes first: one thread-local read.
+#[inline(always)]
+pub fn with_current<R>(f: impl FnOnce(Option<Current<'_>>) -> R) -> R {
+    let pointer = CURRENT.get();
+    if pointer.is_null() {
+        return f(None);
+    }
+    // SAFETY: the pointer came from `Arc::as_ptr` of a fiber that the registry keeps alive while it runs, and it is running,
+    // since this code is. ManuallyDrop keeps the count as it is.
+    let inner = unsafe { ManuallyDrop::new(Arc::from_raw(pointer)) };
+    f(Some(Current::new(&inner)))
+}
+
+/// Whether the caller is in a fiber.
+#[inline(always)]
+pub fn in_fiber() -> bool {
+    !CURRENT.get().is_null()
+}
+
+pub(crate) fn set_current(inner: *const Inner) {
+    CURRENT.set(inner);
+}
+
+pub(crate) fn set_worker(shared: *const Arc<Shared>, index: usize) {
+    WORKER.set((shared, index));
+}
+
+/// The scheduler and the index of the worker that the caller runs on, in a fiber or in the worker's own loop.
+pub(crate) fn with_worker<R>(f: impl FnOnce(Option<(&Arc<Shared>, usize)>) -> R) -> R {
+    let pointer = CURRENT.get();
+    if !pointer.is_null() {
+        // SAFETY: as in `with_current`.
+        let inner = unsafe { &*pointer };
+        return f(Some((&inner.scheduler, inner.home.load(Ordering::Relaxed))));
+    }
+    let (shared, index) = WORKER.get();
+    if shared.is_null() {
+        return f(None);
+    }
+    // SAFETY: it points to the worker loop's own Arc, which lives for as long as WORKER is set.
+    f(Some((unsafe { &*shared }, index)))
+}

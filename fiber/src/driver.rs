@@ -1,0 +1,74 @@
+//! What a worker does when it has nothing to run, as a seam: this crate only knows how to sleep, the reactor in
+//! `squall-iomanager` sleeps in epoll.
+
+use crate::sys;
+use core::any::Any;
+use core::sync::atomic::{AtomicU32, Ordering};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Waits on behalf of one worker. Lives on that worker's thread.
+pub trait Driver: Send + Any {
+    /// Waits until [`Unpark::unpark`], an event, or `timeout`, whichever is first, and wakes the fibers whose events have come.
+    /// `Some(ZERO)` only looks; `None` has no limit. May return early.
+    ///
+    /// # Blocking
+    /// Blocks the worker's thread.
+    fn poll(&mut self, timeout: Option<Duration>);
+
+    /// What ends a `poll` from another thread.
+    fn unparker(&self) -> Arc<dyn Unpark>;
+
+    /// For code in a fiber that knows which driver its scheduler has.
+    fn as_any(&self) -> &dyn Any;
+
+    /// Whether looking often is worthwhile: false when nothing but `unpark` can ever end a `poll`.
+    fn has_events(&self) -> bool;
+}
+
+/// Ends a [`Driver::poll`], also one that is about to begin.
+pub trait Unpark: Send + Sync {
+    /// Ends the current or next poll.
+    fn unpark(&self);
+}
+
+/// The driver of a scheduler without I/O: a futex.
+#[derive(Debug, Default)]
+pub(crate) struct ThreadDriver {
+    word: Arc<Word>,
+}
+
+#[derive(Debug, Default)]
+struct Word(AtomicU32);
+
+const EMPTY: u32 = 0;
+const NOTIFIED: u32 = 1;
+
+impl Driver for ThreadDriver {
+    fn poll(&mut self, timeout: Option<Duration>) {
+        let word = &self.word.0;
+        if word.swap(EMPTY, Ordering::Acquire) == EMPTY && timeout != Some(Duration::ZERO) {
+            sys::futex_wait(word, EMPTY, timeout);
+            word.store(EMPTY, Ordering::Release);
+        }
+    }
+
+    fn unparker(&self) -> Arc<dyn Unpark> {
+        Arc::<Word>::clone(&self.word)
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn has_events(&self) -> bool {
+        false
+    }
+}
+
+impl Unpark for Word {
+    fn unpark(&self) {
+        self.0.store(NOTIFIED, Ordering::Release);
+        sys::futex_wake(&self.0, 1);
+    }
+}

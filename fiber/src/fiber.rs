@@ -1,0 +1,484 @@
+//! One fiber: its identity, its state word, and the memory it runs on.
+//!
+//! Who may touch what:
+//! 1. `state` is an atomic that everybody may read; the transitions below say who writes it.
+//! 2. `body` belongs to the worker that is running the fiber or has it in hand to run it. A fiber is in exactly one place:
+//!    running, in one run queue, or parked. Taking it out of a queue (under the queue's lock) hands `body` over. `entry` and
+//!    `yielder` belong to the fiber itself, which runs on one worker at a time.
+//! 3. `timer` belongs to the thread of the `home` worker, which is the one that parked the fiber. `home` changes only when a
+//!    worker starts to run the fiber, so it stands still while the fiber is parked.
+//!
+//! The state word packs a generation, the reason of the last wake-up, and where the fiber stands:
+//!
+//! ```text
+//!   Running --begin_wait--> Waiting --park (worker, after the switch)--> Parked
+//!      ^                       |                                            |
+//!      +------- wake ----------+------------------ wake, and queue ---------+
+//! ```
+//!
+//! Every wait has its own generation, so a wake-up meant for an earlier wait (a timer or a readiness event that lost a race)
+//! finds another generation and does nothing: no wait ever ends for a reason that is not its own.
+
+use crate::completion::Completion;
+use crate::context;
+use crate::scheduler::Shared;
+use crate::stack::FiberStack;
+use crate::timer::TimerId;
+use crate::tls::{self, TlsBlock};
+use core::any::Any;
+use core::cell::{Cell, UnsafeCell};
+use core::fmt;
+use core::marker::PhantomData;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use corosensei::{Coroutine, Yielder};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// What kind of thread-locals a fiber has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Tls {
+    /// Its own: the fiber is a thread to every crate. Falls back to `Shared` where the mechanism is missing
+    /// (see [`crate::private_tls_support`]).
+    #[default]
+    Private,
+    /// Those of its worker: cheaper to switch, but code inside must not keep a thread-local borrowed, or expect it
+    /// unchanged, across a suspension; nor may it use `std::thread::park` or std's channels. Pinned to its worker.
+    Shared,
+}
+
+/// Why a wait ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wake {
+    /// What was waited for has happened.
+    Ready,
+    /// The deadline has passed.
+    TimedOut,
+    /// The thing waited on is gone, such as a descriptor that was closed.
+    Closed,
+}
+
+impl Wake {
+    fn from_bits(bits: u64) -> Self {
+        match bits {
+            0 => Wake::Ready,
+            1 => Wake::TimedOut,
+            _ => Wake::Closed,
+        }
+    }
+}
+
+/// What a fiber waits for, for people to read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum WaitKind {
+    /// Nothing: it runs or is about to.
+    None,
+    /// Time to pass.
+    Sleep,
+    /// `unpark`.
+    Park,
+    /// Another fiber to end.
+    Join,
+    /// A descriptor (the detail) to become readable.
+    Readable,
+    /// A descriptor (the detail) to become writable.
+    Writable,
+    /// One of several descriptors (the detail says how many).
+    Poll,
+    /// A futex word (the detail is its address).
+    Futex,
+    /// A call on the blocking pool.
+    Blocking,
+}
+
+impl WaitKind {
+    fn from_u8(value: u8) -> Self {
+        use WaitKind::*;
+        [None, Sleep, Park, Join, Readable, Writable, Poll, Futex, Blocking]
+            .into_iter()
+            .find(|kind| *kind as u8 == value)
+            .unwrap_or(None)
+    }
+}
+
+const STANDING_MASK: u64 = 0b11;
+const RUNNING: u64 = 0;
+const WAITING: u64 = 1;
+const PARKED: u64 = 2;
+const REASON_SHIFT: u32 = 2;
+const REASON_MASK: u64 = 0b11 << REASON_SHIFT;
+const GENERATION_SHIFT: u32 = 4;
+
+/// What a fiber tells its worker as it switches away.
+pub(crate) enum Suspend {
+    /// Run me again after the others.
+    Yield,
+    /// Run me when my wait has ended.
+    Wait { deadline: Option<Instant> },
+}
+
+pub(crate) type FiberCoroutine = Coroutine<(), Suspend, (), FiberStack>;
+pub(crate) type Entry = Box<dyn FnOnce() + Send>;
+
+/// What a fiber runs on. Empty before it starts and after it has ended.
+#[derive(Default)]
+pub(crate) struct Body {
+    pub(crate) coroutine: Option<FiberCoroutine>,
+    pub(crate) tls: Option<TlsBlock>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) id: u64,
+    pub(crate) name: Option<Box<str>>,
+    pub(crate) stack_bytes: usize,
+    pub(crate) tls: Tls,
+    /// It must always run on its home worker.
+    pub(crate) pinned: bool,
+    pub(crate) scheduler: Arc<Shared>,
+    state: AtomicU64,
+    pub(crate) home: AtomicUsize,
+    pub(crate) body: UnsafeCell<Body>,
+    entry: Cell<Option<Entry>>,
+    yielder: Cell<Option<NonNull<Yielder<(), Suspend>>>>,
+    pub(crate) timer: UnsafeCell<Option<TimerId>>,
+    pub(crate) completion: Completion,
+    /// The addresses of the guard below the stack in use, for the overflow report; 0..0 before the start.
+    pub(crate) guard_start: AtomicUsize,
+    pub(crate) guard_end: AtomicUsize,
+    unpark_token: AtomicBool,
+    /// The generation of the wait inside `park`, 0 when there is none.
+    park_generation: AtomicU64,
+    wait_kind: AtomicU8,
+    wait_detail: AtomicU64,
+}
+
+// SAFETY: the fields that are not atomics are handed from thread to thread by the rules at the top of this file; what the
+// body holds is `Send` (the entry by its type) or made to move (stack, TLS block).
+unsafe impl Send for Inner {}
+// SAFETY: as above.
+unsafe impl Sync for Inner {}
+
+/// What a new fiber is made of.
+pub(crate) struct NewFiber {
+    pub(crate) id: u64,
+    pub(crate) name: Option<Box<str>>,
+    pub(crate) stack_bytes: usize,
+    pub(crate) tls: Tls,
+    pub(crate) pinned: bool,
+    pub(crate) home: usize,
+    pub(crate) entry: Entry,
+}
+
+impl Inner {
+    pub(crate) fn new(scheduler: Arc<Shared>, new: NewFiber) -> Self {
+        Self {
+            id: new.id,
+            name: new.name,
+            stack_bytes: new.stack_bytes,
+            tls: new.tls,
+            pinned: new.pinned,
+            scheduler,
+            state: AtomicU64::new(1 << GENERATION_SHIFT),
+            home: AtomicUsize::new(new.home),
+            body: UnsafeCell::default(),
+            entry: Cell::new(Some(new.entry)),
+            yielder: Cell::new(None),
+            timer: UnsafeCell::new(None),
+            completion: Completion::new(),
+            guard_start: AtomicUsize::new(0),
+            guard_end: AtomicUsize::new(0),
+            unpark_token: AtomicBool::new(false),
+            park_generation: AtomicU64::new(0),
+            wait_kind: AtomicU8::new(WaitKind::None as u8),
+            wait_detail: AtomicU64::new(0),
+        }
+    }
+
+    /// Called by the worker once the fiber has switched away with [`Suspend::Wait`]: from now on whoever ends the wait
+    /// queues the fiber. False if the wait has ended meanwhile; then the caller keeps the fiber.
+    pub(crate) fn park(&self) -> bool {
+        let state = self.state.load(Ordering::Relaxed);
+        (state & STANDING_MASK) == WAITING
+            && self
+                .state
+                .compare_exchange(
+                    state,
+                    (state & !STANDING_MASK) | PARKED,
+                    Ordering::AcqRel,
+                    Ordering::Acquire,
+                )
+                .is_ok()
+    }
+
+    /// A waker for the wait that the fiber has begun, for the worker that sets its timer.
+    pub(crate) fn waker_of_current_wait(this: &Arc<Self>) -> Waker {
+        let generation = this.state.load(Ordering::Relaxed) >> GENERATION_SHIFT;
+        Waker { fiber: Arc::clone(this), generation }
+    }
+
+    fn wake(self: &Arc<Self>, generation: u64, reason: Wake) -> bool {
+        let mut state = self.state.load(Ordering::Acquire);
+        loop {
+            let standing = state & STANDING_MASK;
+            if (state >> GENERATION_SHIFT) != generation || standing == RUNNING {
+                return false;
+            }
+            let woken = (generation << GENERATION_SHIFT) | ((reason as u64) << REASON_SHIFT) | RUNNING;
+            match self.state.compare_exchange_weak(state, woken, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => {
+                    if standing == PARKED {
+                        Shared::make_runnable(Arc::clone(self));
+                    }
+                    return true;
+                }
+                Err(current) => state = current,
+            }
+        }
+    }
+
+    pub(crate) fn waits_for(&self) -> (WaitKind, u64) {
+        if (self.state.load(Ordering::Relaxed) & STANDING_MASK) == RUNNING {
+            return (WaitKind::None, 0);
+        }
+        let kind = WaitKind::from_u8(self.wait_kind.load(Ordering::Relaxed));
+        (kind, self.wait_detail.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn unpark(self: &Arc<Self>) {
+        self.unpark_token.store(true, Ordering::SeqCst);
+        let generation = self.park_generation.swap(0, Ordering::SeqCst);
+        if generation != 0 {
+            self.wake(generation, Wake::Ready);
+        }
+    }
+
+    /// Switches to the worker.
+    ///
+    /// # Safety
+    /// Called by the fiber itself.
+    unsafe fn suspend(&self, how: Suspend) {
+        let yielder = self.yielder.get().expect("a running fiber has set its yielder");
+        // SAFETY: the yielder lives at the bottom of the fiber's own stack, as long as the fiber runs.
+        let yielder = unsafe { yielder.as_ref() };
+        if self.tls == Tls::Private {
+            yielder.suspend(how);
+            return;
+        }
+        // errno is the worker's: other fibers change it before this one continues.
+        // SAFETY: errno's address is valid for the thread, and a shared-TLS fiber stays on its thread.
+        let saved = unsafe { *libc::__errno_location() };
+        yielder.suspend(how);
+        // SAFETY: as above.
+        unsafe { *libc::__errno_location() = saved };
+    }
+
+    /// The function at the bottom of every fiber's stack.
+    ///
+    /// # Safety
+    /// `this` outlives the fiber, and the caller is the coroutine of that fiber.
+    pub(crate) unsafe fn main(this: *const Inner, yielder: &Yielder<(), Suspend>) {
+        // SAFETY: the registry keeps the fiber alive until after it has ended.
+        let inner = unsafe { &*this };
+        inner.yielder.set(Some(NonNull::from(yielder)));
+        let entry = inner.entry.take().expect("a fiber starts once");
+        if inner.tls == Tls::Private {
+            context::set_current(this);
+            tls::start_thread();
+        }
+        entry();
+        if inner.tls == Tls::Private {
+            tls::finish_thread();
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if let Some(coroutine) = self.body.get_mut().coroutine.take() {
+            // Dropping a suspended coroutine would unwind its stack through foreign frames and abort: leak it.
+            core::mem::forget(coroutine);
+        }
+    }
+}
+
+/// A handle to a fiber; cheap to clone, and no reason for the fiber to live on.
+#[derive(Clone)]
+pub struct Fiber(pub(crate) Arc<Inner>);
+
+impl Fiber {
+    /// Unique in the process, never reused.
+    pub fn id(&self) -> u64 {
+        self.0.id
+    }
+
+    /// The name given to [`crate::Builder::name`].
+    pub fn name(&self) -> Option<&str> {
+        self.0.name.as_deref()
+    }
+
+    /// Lets the fiber's current or next [`crate::park`] return. Several calls before that count as one.
+    ///
+    /// # Blocking
+    /// Never.
+    pub fn unpark(&self) {
+        self.0.unpark();
+    }
+}
+
+impl fmt::Debug for Fiber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Fiber").field("id", &self.id()).field("name", &self.name()).finish_non_exhaustive()
+    }
+}
+
+/// The fiber that is running: what hooks and primitives need of it, at the price of one thread-local read.
+#[derive(Clone, Copy)]
+pub struct Current<'a> {
+    inner: &'a Arc<Inner>,
+    /// It means "this fiber", so it must not be given to another.
+    _not_send: PhantomData<*const ()>,
+}
+
+impl fmt::Debug for Current<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Current").field("id", &self.inner.id).finish_non_exhaustive()
+    }
+}
+
+impl<'a> Current<'a> {
+    pub(crate) fn new(inner: &'a Arc<Inner>) -> Self {
+        Self { inner, _not_send: PhantomData }
+    }
+
+    /// A handle that others may keep.
+    pub fn handle(self) -> Fiber {
+        Fiber(Arc::clone(self.inner))
+    }
+
+    /// Unique in the process, never reused.
+    pub fn id(self) -> u64 {
+        self.inner.id
+    }
+
+    /// Whether its thread-locals are its own.
+    pub fn has_private_tls(self) -> bool {
+        self.inner.tls == Tls::Private
+    }
+
+    /// What the creator of the scheduler attached to it: the seam through which the hook layer finds its operating system.
+    #[inline]
+    pub fn extension(self) -> Option<&'static (dyn Any + Send + Sync)> {
+        self.inner.scheduler.extension
+    }
+
+    /// Begins a wait: hand the wakers to whatever will end it, check once more that it has not happened yet, then
+    /// [`Wait::block`]. `kind` and `detail` are for people who list fibers.
+    #[inline]
+    pub fn begin_wait(self, kind: WaitKind, detail: u64) -> Wait<'a> {
+        let inner = self.inner;
+        inner.wait_kind.store(kind as u8, Ordering::Relaxed);
+        inner.wait_detail.store(detail, Ordering::Relaxed);
+        // Only the fiber itself leaves the running state, so nobody else writes the word now.
+        let generation = (inner.state.load(Ordering::Relaxed) >> GENERATION_SHIFT) + 1;
+        inner.state.store((generation << GENERATION_SHIFT) | WAITING, Ordering::SeqCst);
+        Wait { current: self, generation }
+    }
+
+    /// Goes to the end of the run queue.
+    ///
+    /// # Blocking
+    /// Suspends the fiber.
+    pub fn yield_now(self) {
+        // SAFETY: `Current` exists only inside the fiber that it names.
+        unsafe { self.inner.suspend(Suspend::Yield) };
+    }
+
+    pub(crate) fn park(self, deadline: Option<Instant>) {
+        let inner = self.inner;
+        if inner.unpark_token.swap(false, Ordering::SeqCst) {
+            return;
+        }
+        let wait = self.begin_wait(WaitKind::Park, 0);
+        inner.park_generation.store(wait.generation, Ordering::SeqCst);
+        // An unpark between the first look and the line above has left its token but found no generation.
+        if inner.unpark_token.load(Ordering::SeqCst) {
+            wait.abandon();
+        } else {
+            wait.block(deadline);
+        }
+        inner.park_generation.store(0, Ordering::SeqCst);
+        inner.unpark_token.store(false, Ordering::SeqCst);
+    }
+}
+
+/// A wait that has begun; ends by [`Wait::block`] or [`Wait::abandon`].
+#[derive(Debug)]
+#[must_use = "a wait that has begun must be blocked on or abandoned"]
+pub struct Wait<'a> {
+    current: Current<'a>,
+    generation: u64,
+}
+
+impl Wait<'_> {
+    /// Something that ends this wait, from any thread. Harmless once the wait is over.
+    #[inline]
+    pub fn waker(&self) -> Waker {
+        Waker { fiber: Arc::clone(self.current.inner), generation: self.generation }
+    }
+
+    /// Waits until a waker fires or `deadline` passes.
+    ///
+    /// # Blocking
+    /// Suspends the fiber.
+    #[inline]
+    pub fn block(self, deadline: Option<Instant>) -> Wake {
+        let inner = self.current.inner;
+        if (inner.state.load(Ordering::Acquire) & STANDING_MASK) == WAITING {
+            // SAFETY: `Current` exists only inside the fiber that it names.
+            unsafe { inner.suspend(Suspend::Wait { deadline }) };
+        }
+        let state = inner.state.load(Ordering::Acquire);
+        debug_assert_eq!(state & STANDING_MASK, RUNNING);
+        Wake::from_bits((state & REASON_MASK) >> REASON_SHIFT)
+    }
+
+    /// Ends the wait without waiting. Says whether a waker had fired already.
+    pub fn abandon(self) -> bool {
+        let running = (self.generation << GENERATION_SHIFT) | RUNNING;
+        let before = self.current.inner.state.swap(running, Ordering::AcqRel);
+        (before & STANDING_MASK) == RUNNING
+    }
+}
+
+/// Ends one wait of one fiber.
+#[derive(Clone)]
+pub struct Waker {
+    fiber: Arc<Inner>,
+    generation: u64,
+}
+
+impl fmt::Debug for Waker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Waker").field("fiber", &self.fiber.id).field("generation", &self.generation).finish()
+    }
+}
+
+impl Waker {
+    /// Ends the wait, if it is not over. True if it was this call that did.
+    ///
+    /// # Blocking
+    /// Never.
+    pub fn wake(&self, reason: Wake) -> bool {
+        self.fiber.wake(self.generation, reason)
+    }
+
+    /// Whether it is the same wait of the same fiber.
+    pub fn is_same(&self, other: &Waker) -> bool {
+        Arc::ptr_eq(&self.fiber, &other.fiber) && self.generation == other.generation
+    }
+
+    pub(crate) fn fiber(&self) -> &Arc<Inner> {
+        &self.fiber
+    }
+}

@@ -1,0 +1,219 @@
+//! The `std::thread`-shaped API: `spawn`, `Builder`, `JoinHandle`, and what a fiber does to itself.
+
+use crate::context::with_current;
+use crate::fiber::{Entry, Fiber, Tls, WaitKind};
+use crate::scheduler;
+use crate::stack::STACK_BYTES_DEFAULT;
+use core::cell::UnsafeCell;
+use core::fmt;
+use core::panic::AssertUnwindSafe;
+use std::panic::catch_unwind;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How a fiber is made; mirrors `std::thread::Builder`.
+///
+/// ```
+/// let handle = squall_fiber::Builder::new().name("adder").stack_bytes(64 * 1024).spawn(|| 1 + 1);
+/// assert_eq!(handle.fiber().name(), Some("adder"));
+/// assert_eq!(handle.join().unwrap(), 2);
+/// ```
+#[derive(Debug, Clone)]
+pub struct Builder {
+    pub(crate) name: Option<String>,
+    pub(crate) stack_bytes: usize,
+    pub(crate) tls: Tls,
+    pub(crate) worker: Option<usize>,
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Builder {
+    /// The defaults: no name, 256 KiB of stack, private thread-locals, any worker.
+    pub fn new() -> Self {
+        Self { name: None, stack_bytes: STACK_BYTES_DEFAULT, tls: Tls::default(), worker: None }
+    }
+
+    /// A name for lists of fibers and overflow reports.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// Bytes of stack, rounded up to a power of two between 16 KiB and 1 GiB. Only what is touched takes memory.
+    pub fn stack_bytes(mut self, bytes: usize) -> Self {
+        self.stack_bytes = bytes;
+        self
+    }
+
+    /// What kind of thread-locals it has.
+    pub fn tls(mut self, tls: Tls) -> Self {
+        self.tls = tls;
+        self
+    }
+
+    /// Pins it to one worker (modulo their number).
+    pub fn worker(mut self, index: usize) -> Self {
+        self.worker = Some(index);
+        self
+    }
+
+    /// Starts the fiber: in the caller's scheduler, or outside any fiber in the process's default one.
+    ///
+    /// # Panics
+    /// When the default scheduler is needed and cannot be started.
+    ///
+    /// # Blocking
+    /// Never.
+    pub fn spawn<F, T>(self, f: F) -> JoinHandle<T>
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        spawn_with(f, |entry| scheduler::spawn_here(&self, entry))
+    }
+}
+
+/// Starts a fiber with the default [`Builder`]; mirrors `std::thread::spawn`.
+///
+/// ```
+/// let handle = squall_fiber::spawn(|| "done");
+/// assert_eq!(handle.join().unwrap(), "done");
+/// ```
+///
+/// # Panics
+/// As [`Builder::spawn`].
+///
+/// # Blocking
+/// Never.
+pub fn spawn<F, T>(f: F) -> JoinHandle<T>
+where
+    F: FnOnce() -> T + Send + 'static,
+    T: Send + 'static,
+{
+    Builder::new().spawn(f)
+}
+
+/// Where a fiber leaves its result.
+struct Packet<T>(UnsafeCell<Option<thread::Result<T>>>);
+
+// SAFETY: written once by the fiber before it ends, read once by the handle after it has ended.
+unsafe impl<T: Send> Sync for Packet<T> {}
+
+pub(crate) fn spawn_with<F, T>(f: F, spawn: impl FnOnce(Entry) -> Fiber) -> JoinHandle<T>
+where
+    F: FnOnce() -> T + Send + 'static,
+    T: Send + 'static,
+{
+    let packet = Arc::new(Packet(UnsafeCell::new(None)));
+    let writer = Arc::clone(&packet);
+    let fiber = spawn(Box::new(move || {
+        let result = catch_unwind(AssertUnwindSafe(f));
+        // SAFETY: nobody reads before the fiber has ended.
+        unsafe { *writer.0.get() = Some(result) };
+    }));
+    JoinHandle { fiber, packet }
+}
+
+/// Owns the right to a fiber's result. Dropping it detaches the fiber.
+pub struct JoinHandle<T> {
+    fiber: Fiber,
+    packet: Arc<Packet<T>>,
+}
+
+// SAFETY: the handle gives access to a `T` that was made on another thread, once.
+unsafe impl<T: Send> Send for JoinHandle<T> {}
+// SAFETY: through `&JoinHandle` only the fiber's identity can be reached.
+unsafe impl<T: Send> Sync for JoinHandle<T> {}
+
+impl<T> fmt::Debug for JoinHandle<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JoinHandle").field("fiber", &self.fiber).finish_non_exhaustive()
+    }
+}
+
+impl<T> JoinHandle<T> {
+    /// Waits for the fiber to end.
+    ///
+    /// # Errors
+    /// The payload of the panic that ended it.
+    ///
+    /// # Blocking
+    /// Suspends the calling fiber; outside a fiber, blocks the thread.
+    pub fn join(self) -> thread::Result<T> {
+        let inner = &self.fiber.0;
+        inner.completion.wait(WaitKind::Join, inner.id);
+        // SAFETY: the fiber has ended, and `join` takes the only handle.
+        unsafe { (*self.packet.0.get()).take() }.expect("a fiber that has ended has left its result")
+    }
+
+    /// Whether the fiber has ended, so that [`JoinHandle::join`] would not wait.
+    pub fn is_finished(&self) -> bool {
+        self.fiber.0.completion.is_done()
+    }
+
+    /// The fiber itself.
+    pub fn fiber(&self) -> &Fiber {
+        &self.fiber
+    }
+}
+
+/// The calling fiber, or `None` in a plain thread.
+pub fn current() -> Option<Fiber> {
+    with_current(|current| current.map(|current| current.handle()))
+}
+
+/// Lets the other fibers of this worker run first; outside a fiber, yields the thread.
+///
+/// # Blocking
+/// Suspends the fiber.
+pub fn yield_now() {
+    with_current(|current| match current {
+        Some(current) => current.yield_now(),
+        None => thread::yield_now(),
+    });
+}
+
+/// Sleeps at least `duration`; outside a fiber, sleeps the thread.
+///
+/// # Blocking
+/// Suspends the fiber.
+pub fn sleep(duration: Duration) {
+    with_current(|current| match current {
+        Some(current) => {
+            // A deadline past the end of the clock never comes.
+            let deadline = Instant::now().checked_add(duration);
+            current
+                .begin_wait(WaitKind::Sleep, duration.as_nanos().min(u64::MAX as u128) as u64)
+                .block(deadline);
+        }
+        None => thread::sleep(duration),
+    });
+}
+
+/// Waits for [`Fiber::unpark`]; returns at once if that was called since the last `park`. Outside a fiber, parks the thread.
+///
+/// # Blocking
+/// Suspends the fiber.
+pub fn park() {
+    with_current(|current| match current {
+        Some(current) => current.park(None),
+        None => thread::park(),
+    });
+}
+
+/// As [`park`], but no longer than `timeout`.
+///
+/// # Blocking
+/// Suspends the fiber.
+pub fn park_timeout(timeout: Duration) {
+    with_current(|current| match current {
+        Some(current) => current.park(Instant::now().checked_add(timeout)),
+        None => thread::park_timeout(timeout),
+    });
+}
