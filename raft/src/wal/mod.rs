@@ -1,1 +1,802 @@
-//! The write-ahead log.
+//! The write-ahead log: a member's entries and hard state, in segment files of one directory.
+//!
+//! Owns the directory's files and nothing else. It must not know what an entry means, who committed it, or
+//! when to compact; it never starts anything and never waits but for the disk. One owner calls it (the group's log writer).
+//!
+//! # Files
+//!
+//! | name | what it is |
+//! |---|---|
+//! | `wal.lock` | held with `flock` while the log is open; never removed |
+//! | `NNN.wal` | segment number NNN; the numbers of the live segments are consecutive |
+//! | `NNN.spare` | a segment taken out of use, whose blocks the next new segment will use |
+//! | `NNN.wal.tmp` | a segment that was being created when the process died; removed at the next open |
+//!
+//! # Format, version 1
+//!
+//! Numbers are little-endian. A **segment** starts with a header of 4,096 bytes, which is synced before the file gets
+//! its name and never changes in that life of the file:
+//!
+//! | bytes | field |
+//! |---|---|
+//! | 8, 4 | magic `SQUALWAL`, version |
+//! | 4 | salt: random, never 0, new in each life of the file |
+//! | 16, 8 | cluster id, node id |
+//! | 8 | sequence number, as in the name |
+//! | 4 | 1 if the log restarts here (after an installed snapshot), else 0 |
+//! | 4, 8 | link and offset at which the records of the segment before end |
+//! | 24 | hard state: term, vote (0: none), commit |
+//! | 16 | snapshot: index, term |
+//! | 8, 8 | first index that must be in the log, index after the last |
+//! | ... | zeroes |
+//! | 4, at 4,092 | CRC-32C of all before |
+//!
+//! **Records** follow, each at a multiple of 8, each with a header of 32 bytes:
+//!
+//! | bytes | field |
+//! |---|---|
+//! | 4 | the segment's salt |
+//! | 4 | CRC-32C of the rest of this header, seeded with the segment header's CRC and the record's offset |
+//! | 4 | CRC-32C of the payload with its padding |
+//! | 4 | link: the header CRC of the record before, or of the segment |
+//! | 8 | `synced_to`: all before this offset in the segment was durable when the record was written |
+//! | 4, 1, 3 | length of the payload without padding, kind, zeroes |
+//!
+//! | kind | payload |
+//! |---|---|
+//! | 1 hard state | term, vote, commit: 8 bytes each |
+//! | 2 entries | index of the first, count: 8 each; then for each entry: term 8, length 4, kind 4 (0 command, 1 no-op), data |
+//! | 3 compaction | snapshot index and term, first index kept: 8 each |
+//! | 4 seal | none |
+//!
+//! An entries record whose first index is not above the last one replaces the log from there on. After the last record
+//! come 32 zero bytes, or, once the record is synced, a **seal**: a header whose `synced_to` is its own offset.
+//! Neither is part of the chain; the next record overwrites them. What lies behind is of no meaning: zeroes written in
+//! advance, or an older life of the file. No stale record passes: salt and seed (64 bits) say which life it is from.
+//!
+//! A segment ends where its successor's header says: the successor is created after the sync of all before.
+//!
+//! # What a crash leaves, and what the next open makes of it
+//!
+//! | crash or fault | found | verdict |
+//! |---|---|---|
+//! | before a sync ended | any part of what was written since the last sync, even later records without earlier ones | **torn tail**: cut at the first bad record, logged, reported in [`Recovered::torn_tail`]; the log goes on in a new segment, whose header makes the cut final, so nothing is overwritten |
+//! | process killed, system alive | all that was written, in memory | kept; what no record proves to be synced is written again and synced before anything is built on it |
+//! | while a segment is created | `.wal.tmp`, or a `.spare` with a new header | removed; still a spare |
+//! | while segments are taken out of use | some of them, perhaps not the oldest | the newest unbroken run is the log, if it is complete; the others go |
+//! | between a reset's new segment and the removal of the old | both | the new segment's header says that the log restarts |
+//! | a damaged record, with a later genuine header whose `synced_to` lies behind it, or with a later segment | | **corrupt**: [`WalError::Corrupt`], nothing is changed |
+//! | a damaged segment header, a missing segment | | **corrupt**: headers and names are durable before they are used |
+//! | a bit flipped behind the end | | harmless |
+//!
+//! The verdict needs the header of any later record only, whose checksum does not depend on the damaged one.
+//! One case cannot be told apart from a torn write: damage to the very last batch of records when its seal
+//! was lost, which takes damage *and* a loss of power in the seconds between the sync and the kernel's write-back of the seal.
+//! Then the batch is cut, as if its sync had never ended; [`Recovered::torn_tail`] tells.
+//!
+//! # Failure
+//!
+//! After a failed write or sync the kernel may drop the data, mark the pages clean, and report success the next
+//! time. So nothing is retried: the log is poisoned, and each later call returns [`WalError::Poisoned`]. The one
+//! exception is a full disk found while room is made, before anything of the call was written: the call
+//! returns [`WalError::NoSpace`], had no effect, and may be repeated when there is room.
+//!
+//! # Cost
+//!
+//! Space is written with zeroes ahead of its use, a slice at a time, because a synced write that does not change the
+//! file's length or its extents takes about half the time; recycled segments need no zeroes.
+//! [`Wal::append`] copies into a buffer; [`Wal::sync`] is one write, one `fdatasync` and one write of 32 bytes.
+
+mod codec;
+pub(crate) mod disk;
+mod error;
+mod recovery;
+
+#[cfg(test)]
+mod crash_tests;
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::core::types::{Entry, HardState, Index, SnapshotMeta};
+use codec::{
+    Chain, ENTRY_BYTES_MAX, HEADER_BYTES, Kind, LogState, Payload, RECORD_HEADER_BYTES, RecordHeader,
+    SegmentHeader, Tail,
+};
+use disk::{DirLock, Disk, DiskFault, OsDisk, create_dir_durably};
+pub use error::WalError;
+use recovery::{Recovery, Segment};
+
+/// Whose log or snapshot it is; written into every file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// The cluster, drawn at random when it was created.
+    pub cluster_id: [u8; 16],
+    /// The member.
+    pub node_id: u64,
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "node {} of cluster {:032x}", self.node_id, u128::from_be_bytes(self.cluster_id))
+    }
+}
+
+/// Sizes of the log's files.
+#[derive(Debug, Clone, Copy)]
+pub struct WalOptions {
+    /// A segment is closed when the next append would take it beyond this size. A larger append gets a segment
+    /// of its own, as large as needed. Default 64 MiB.
+    pub segment_bytes: u64,
+    /// Zeroes are written ahead in slices of this size; 0 writes none. Default 1 MiB.
+    pub zeroed_slice_bytes: u64,
+    /// Segments kept for use again after a compaction. Default 2.
+    pub spare_segments_max: usize,
+}
+
+impl Default for WalOptions {
+    fn default() -> WalOptions {
+        WalOptions { segment_bytes: 64 << 20, zeroed_slice_bytes: 1 << 20, spare_segments_max: 2 }
+    }
+}
+
+/// What [`Wal::open`] found.
+#[derive(Debug)]
+pub struct Recovered {
+    /// The last one appended. Its `commit` is moved into the bounds of the log: a hint can outlive the entries of
+    /// a torn tail.
+    pub hard_state: HardState,
+    /// The snapshot of the last compaction or reset; index 0 when there was none.
+    pub snapshot: SnapshotMeta,
+    /// The log, without a gap. It starts at the `keep_from` of the last compaction, which is at most
+    /// `snapshot.index + 1`: so it may overlap the snapshot. See [`Recovered::entries_after`].
+    pub entries: Vec<Entry>,
+    /// Where the log was cut, if a crash interrupted a write.
+    pub torn_tail: Option<TornTail>,
+}
+
+impl Recovered {
+    /// The entries behind `index`, or `None` when the log does not reach back to it. With the index of a
+    /// snapshot, that of the log or an older one, this tells whether a restart from it is possible.
+    #[must_use]
+    pub fn entries_after(&self, index: Index) -> Option<&[Entry]> {
+        let first = self.entries.first().map_or(self.snapshot.index + 1, |entry| entry.index);
+        let skipped = usize::try_from(index.checked_add(1)?.checked_sub(first)?).ok()?;
+        self.entries.get(skipped..)
+    }
+}
+
+/// Where a log was cut.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TornTail {
+    /// The segment.
+    pub file: PathBuf,
+    /// The offset of the first bad record, in bytes: the log ends there.
+    pub offset: u64,
+    /// Record headers found whole behind the cut: none of them was ever acknowledged.
+    pub later_records: usize,
+}
+
+/// An open log.
+///
+/// Dropping it loses what was appended and not synced, as a crash does.
+pub struct Wal {
+    dir: PathBuf,
+    disk: Arc<dyn Disk>,
+    identity: Identity,
+    options: WalOptions,
+    /// Closed segments, oldest first. All of their bytes are durable.
+    closed: VecDeque<ClosedSegment>,
+    active: ActiveSegment,
+    /// Records not yet written: they end at `active.tail.end`.
+    buffer: Vec<u8>,
+    state: LogState,
+    spares: Vec<PathBuf>,
+    poison: Option<String>,
+    _lock: DirLock,
+}
+
+struct ClosedSegment {
+    path: PathBuf,
+    end: u64,
+    file_bytes: u64,
+    /// No entry above this one is live in this segment.
+    last_live: Index,
+}
+
+/// Invariant: `synced_to <= written <= tail.end`, and `tail.end + END_BYTES <= zeroed_to` while anything is
+/// buffered or unsynced.
+struct ActiveSegment {
+    file: File,
+    path: PathBuf,
+    sequence: u64,
+    chain: Chain,
+    /// Where the next record goes, and its link.
+    tail: Tail,
+    /// The file has what the buffer has not: everything before this offset.
+    written: u64,
+    /// Everything before this offset is durable.
+    synced_to: u64,
+    /// The file's length: writes below it change neither length nor extents.
+    zeroed_to: u64,
+    last_live: Index,
+}
+
+const LOCK_NAME: &str = "wal.lock";
+/// Room behind the last record for the zeroes, or the seal, that mark the end.
+const END_BYTES: usize = RECORD_HEADER_BYTES;
+/// The buffer is written out when it has grown to this size, and is not kept larger.
+const BUFFER_BYTES: usize = 1 << 20;
+static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+
+impl Wal {
+    /// Opens the log in `dir`, or creates an empty one, and reads it back. What is returned is durable. A torn
+    /// tail is cut and logged as a warning.
+    ///
+    /// # Blocking
+    ///
+    /// Reads the whole log, and syncs.
+    ///
+    /// # Errors
+    ///
+    /// [`WalError::WrongIdentity`], [`WalError::Locked`], [`WalError::Unsupported`] and [`WalError::Corrupt`]
+    /// leave the directory as it was. [`WalError::NoSpace`] and [`WalError::Io`] lose nothing.
+    pub fn open(dir: &Path, identity: Identity, options: WalOptions) -> Result<(Wal, Recovered), WalError> {
+        Wal::open_on(Arc::new(OsDisk), dir, identity, options)
+    }
+
+    pub(crate) fn open_on(
+        disk: Arc<dyn Disk>,
+        dir: &Path,
+        identity: Identity,
+        options: WalOptions,
+    ) -> Result<(Wal, Recovered), WalError> {
+        let lock_path = dir.join(LOCK_NAME);
+        if !lock_path.exists() {
+            // A copied directory has no lock file yet: not even that may be added to another node's data.
+            recovery::list(dir, &identity)?;
+            create_dir_durably(&*disk, dir)?;
+        }
+        let lock = DirLock::acquire(&lock_path)?.ok_or(WalError::Locked { path: lock_path })?;
+        let listing = recovery::list(dir, &identity)?;
+        let store = Store { disk: &*disk, dir, identity };
+
+        if listing.segments.is_empty() && !listing.spares.is_empty() {
+            // A segment becomes a spare only when a newer one is in place.
+            return Err(WalError::Corrupt {
+                file: dir.to_path_buf(),
+                offset: 0,
+                index: 0,
+                reason: "there are spare segments, but the log's segments are missing".into(),
+            });
+        }
+        let recovery = match listing.segments.is_empty() {
+            true => None,
+            false => Some(recovery::recover(dir, listing.segments)?),
+        };
+
+        // The directory is sound and ours: from here on it may be changed.
+        for path in &listing.leftovers {
+            store.remove(path)?;
+        }
+        let mut spares = listing.spares;
+        for path in spares.split_off(spares.len().min(options.spare_segments_max)) {
+            store.remove(&path)?;
+        }
+        let (state, entries, torn_tail, closed, active, obsolete) = match recovery {
+            None => {
+                let header = store.header(1, Tail { end: 0, link: 0 }, LogState::EMPTY, false)?;
+                let active = store.publish(store.draft(&header, &mut spares, &options)?)?;
+                (LogState::EMPTY, Vec::new(), None, VecDeque::new(), active, Vec::new())
+            }
+            Some(recovery) => {
+                let Recovery { mut segments, obsolete, state, entries, tail, synced_to, torn } = recovery;
+                let last = segments.pop().expect("a recovered log has a segment");
+                let mut closed: VecDeque<ClosedSegment> = segments
+                    .iter()
+                    .zip(segments.iter().skip(1).chain([&last]))
+                    .map(|(segment, next)| ClosedSegment::new(segment, next.header.previous.end))
+                    .collect();
+                let mut active = store.reopen(&last, tail, synced_to)?;
+                if synced_to < tail.end && torn.is_none() {
+                    active.seal(&*disk)?;
+                }
+                if let Some(torn) = &torn {
+                    log::warn!(
+                        "{}: cut a torn tail at byte {}, before entry {} ({} later record headers dropped, none of them ever acknowledged)",
+                        torn.file.display(),
+                        torn.offset,
+                        state.next_index,
+                        torn.later_records
+                    );
+                    closed.push_back(ClosedSegment::new(&last, tail.end));
+                    let header = store.header(active.sequence + 1, tail, state, false)?;
+                    active = store.publish(store.draft(&header, &mut spares, &options)?)?;
+                }
+                (state, entries, torn, closed, active, obsolete)
+            }
+        };
+        for segment in &obsolete {
+            store.remove(&segment.path)?;
+        }
+        store.sync_dir()?;
+
+        let last_index = state.next_index - 1;
+        let commit = state.hard_state.commit.clamp(state.snapshot.index, last_index);
+        let recovered = Recovered {
+            hard_state: HardState { commit, ..state.hard_state },
+            snapshot: state.snapshot,
+            entries,
+            torn_tail,
+        };
+        let wal = Wal {
+            dir: dir.to_path_buf(),
+            disk,
+            identity,
+            options,
+            closed,
+            active,
+            buffer: Vec::new(),
+            state,
+            spares,
+            poison: None,
+            _lock: lock,
+        };
+        Ok((wal, recovered))
+    }
+
+    /// Appends a hard state, entries, or both in this order. Nothing is durable before [`Wal::sync`]; a crash
+    /// before keeps any prefix of what was appended since the last sync.
+    ///
+    /// The entries have consecutive indices. The first may be at most one above the last index of the log; if it is
+    /// not above it, the log is replaced from there on.
+    ///
+    /// # Blocking
+    ///
+    /// Copies the entries. Writes to the disk when a megabyte is buffered or a slice of zeroes is due, and
+    /// syncs when a segment is full.
+    ///
+    /// # Errors
+    ///
+    /// [`WalError::OutOfOrder`] and [`WalError::TooLarge`]: the caller's bug, no effect. [`WalError::NoSpace`] without
+    /// poison (see the module's text): no effect. All else is fatal.
+    pub fn append(&mut self, hard_state: Option<&HardState>, entries: &[Entry]) -> Result<(), WalError> {
+        self.check_poison()?;
+        self.check_entries(entries)?;
+        let hard_state_payload = hard_state.map(Payload::HardState);
+        let batches = || codec::record_batches(entries).map(Payload::Entries);
+        let bytes = hard_state_payload.iter().map(record_bytes).sum::<usize>()
+            + batches().map(|batch| record_bytes(&batch)).sum::<usize>();
+        if bytes == 0 {
+            return Ok(());
+        }
+        self.make_room(bytes)?;
+        if let Some(payload) = hard_state_payload {
+            self.push(&payload)?;
+        }
+        for payload in batches() {
+            self.push(&payload)?;
+        }
+        if let Some(hard_state) = hard_state {
+            self.state.hard_state = *hard_state;
+        }
+        if let [first, ..] = entries {
+            if first.index < self.state.next_index {
+                for segment in &mut self.closed {
+                    segment.last_live = segment.last_live.min(first.index - 1);
+                }
+            }
+            self.state.next_index = first.index + entries.len() as u64;
+            self.active.last_live = self.state.next_index - 1;
+        }
+        Ok(())
+    }
+
+    /// Makes everything appended durable, with one `fdatasync`; does nothing when nothing is waiting.
+    ///
+    /// # Blocking
+    ///
+    /// Waits for the disk.
+    ///
+    /// # Errors
+    ///
+    /// All are fatal: the log is poisoned, and what was appended since the last sync may or may not be durable.
+    pub fn sync(&mut self) -> Result<(), WalError> {
+        self.check_poison()?;
+        self.flush()?;
+        let active = &mut self.active;
+        if active.synced_to == active.tail.end {
+            return Ok(());
+        }
+        let synced = self.disk.sync_data(&active.file).map_err(DiskFault::of("sync", &active.path));
+        let sealed = synced.and_then(|()| active.seal(&*self.disk));
+        sealed.map_err(|fault| self.fatal(fault))
+    }
+
+    /// Notes durably that `snapshot` covers the log up to its index, and gives up the entries before
+    /// `keep_from`, which may be lower to serve followers that lag. Segments that hold no other entry are recycled or removed.
+    ///
+    /// The snapshot itself must be durable before.
+    ///
+    /// # Blocking
+    ///
+    /// Waits for the disk: everything appended before is synced, too.
+    ///
+    /// # Errors
+    ///
+    /// [`WalError::BadCompaction`] when the snapshot is older than the log's or newer than its last entry, or when
+    /// `keep_from` is before what an earlier compaction kept or behind the snapshot: the caller's bug, no effect. Else as
+    /// [`Wal::append`] and [`Wal::sync`].
+    pub fn compact(&mut self, snapshot: SnapshotMeta, keep_from: Index) -> Result<(), WalError> {
+        self.check_poison()?;
+        let state = LogState { snapshot, first_index: keep_from, ..self.state };
+        let backwards = snapshot.index < self.state.snapshot.index || keep_from < self.state.first_index;
+        if backwards || !state.is_sound() {
+            return Err(self.bad_compaction(snapshot, keep_from));
+        }
+        let payload = Payload::Compaction(snapshot, keep_from);
+        self.make_room(record_bytes(&payload))?;
+        self.push(&payload)?;
+        self.sync()?;
+        self.state = state;
+        self.drop_closed(|segment| segment.last_live < keep_from)
+    }
+
+    /// Starts the log anew behind `snapshot`, which was installed and is durable: all entries are given up.
+    /// Durable when it returns; a crash leaves either the old log or the new one.
+    ///
+    /// # Blocking
+    ///
+    /// Waits for the disk.
+    ///
+    /// # Errors
+    ///
+    /// [`WalError::BadCompaction`] when the log has a later snapshot: the caller's bug, no effect. Else as
+    /// [`Wal::append`] and [`Wal::sync`].
+    pub fn reset(&mut self, snapshot: SnapshotMeta, hard_state: HardState) -> Result<(), WalError> {
+        self.check_poison()?;
+        let next_index = snapshot.index.saturating_add(1);
+        let state = LogState { hard_state, snapshot, first_index: next_index, next_index };
+        if snapshot.index < self.state.snapshot.index || !state.is_sound() {
+            return Err(self.bad_compaction(snapshot, next_index));
+        }
+        self.roll(state, true)?;
+        self.drop_closed(|_| true)
+    }
+
+    /// Bytes of the live segments that are in use; counts neither space written ahead nor spares.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.closed.iter().map(|segment| segment.end).sum::<u64>() + self.active.tail.end
+    }
+
+    /// The number of live segments, at least 1.
+    #[must_use]
+    pub fn segments(&self) -> usize {
+        self.closed.len() + 1
+    }
+
+    fn check_poison(&self) -> Result<(), WalError> {
+        match &self.poison {
+            None => Ok(()),
+            Some(cause) => Err(WalError::Poisoned { cause: cause.clone() }),
+        }
+    }
+
+    fn check_entries(&self, entries: &[Entry]) -> Result<(), WalError> {
+        let lowest = self.state.snapshot.index + 1;
+        let mut next = self.state.next_index;
+        for (position, entry) in entries.iter().enumerate() {
+            let continues = match position {
+                0 => lowest <= entry.index && entry.index <= next,
+                _ => entry.index == next,
+            };
+            // The index after the last must be a number, too.
+            let after = entry.index.checked_add(1).filter(|_| continues);
+            next = after.ok_or(WalError::OutOfOrder { got: entry.index, lowest, next })?;
+            if entry.data.len() > ENTRY_BYTES_MAX {
+                let (index, bytes) = (entry.index, entry.data.len());
+                return Err(WalError::TooLarge { index, bytes, limit: ENTRY_BYTES_MAX });
+            }
+        }
+        Ok(())
+    }
+
+    fn bad_compaction(&self, snapshot: SnapshotMeta, keep_from: Index) -> WalError {
+        WalError::BadCompaction {
+            snapshot: snapshot.index,
+            keep_from,
+            current: self.state.snapshot.index,
+            next: self.state.next_index,
+        }
+    }
+
+    /// Poisons the log.
+    fn fatal(&mut self, fault: DiskFault) -> WalError {
+        let error = WalError::from(fault);
+        self.poison = Some(error.to_string());
+        error
+    }
+
+    /// For calls that only make room: a full disk does not poison, since no record was touched.
+    fn fatal_unless_full(&mut self, fault: DiskFault) -> WalError {
+        if fault.is_full() { fault.into() } else { self.fatal(fault) }
+    }
+
+    /// Makes room for `bytes` of records in the active segment, or in a new one, and zeroes it.
+    fn make_room(&mut self, bytes: usize) -> Result<(), WalError> {
+        let bytes = (bytes + END_BYTES) as u64;
+        let used = self.active.tail.end;
+        if used + bytes > self.options.segment_bytes && used > HEADER_BYTES as u64 {
+            self.roll(self.state, false)?;
+        }
+        let end = self.active.tail.end + bytes;
+        let zeroed = self.active.zero_to(&*self.disk, zeroes_end(end, &self.options));
+        zeroed.map_err(|fault| self.fatal_unless_full(fault))
+    }
+
+    /// Puts a record into the buffer; room was made.
+    fn push(&mut self, payload: &Payload) -> Result<(), WalError> {
+        let start = self.buffer.len();
+        let body = start + RECORD_HEADER_BYTES;
+        let length = payload.length();
+        self.buffer.resize(body, 0);
+        payload.encode(&mut self.buffer);
+        self.buffer.resize(body + codec::padded(length), 0);
+
+        let active = &mut self.active;
+        let header = RecordHeader {
+            kind: payload.kind() as u8,
+            length: u32::try_from(length).expect("no entry is larger than ENTRY_BYTES_MAX"),
+            payload_crc: crc32c::crc32c(&self.buffer[body..]),
+            link: active.tail.link,
+            synced_to: active.synced_to,
+        };
+        let (bytes, link) = header.encode(active.chain, active.tail.end);
+        self.buffer[start..body].copy_from_slice(&bytes);
+        active.tail = Tail { end: active.tail.end + header.record_bytes(), link };
+        if self.buffer.len() >= BUFFER_BYTES { self.flush() } else { Ok(()) }
+    }
+
+    /// Writes the buffer, followed by the zeroes that mark the end.
+    fn flush(&mut self) -> Result<(), WalError> {
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        self.buffer.resize(self.buffer.len() + END_BYTES, 0);
+        let active = &mut self.active;
+        let written = self.disk.write_at(&active.file, &self.buffer, active.written);
+        written.map_err(DiskFault::of("write", &active.path)).map_err(|fault| self.fatal(fault))?;
+        self.active.written = self.active.tail.end;
+        self.buffer.clear();
+        self.buffer.shrink_to(2 * BUFFER_BYTES);
+        Ok(())
+    }
+
+    /// Closes the active segment and goes on in a new one, whose header holds `state`.
+    fn roll(&mut self, state: LogState, restarts: bool) -> Result<(), WalError> {
+        self.sync()?;
+        let store = Store { disk: &*self.disk, dir: &self.dir, identity: self.identity };
+        let draft = store
+            .header(self.active.sequence + 1, self.active.tail, state, restarts)
+            .and_then(|header| store.draft(&header, &mut self.spares, &self.options))
+            .map_err(|fault| self.fatal_unless_full(fault))?;
+        let store = Store { disk: &*self.disk, dir: &self.dir, identity: self.identity };
+        // Fatal even on a full disk: the new segment may have its name, and then nothing may follow in the old one.
+        let active = store.publish(draft).map_err(|fault| self.fatal(fault))?;
+        let closed = std::mem::replace(&mut self.active, active);
+        self.closed.push_back(ClosedSegment {
+            path: closed.path,
+            end: closed.tail.end,
+            file_bytes: closed.zeroed_to,
+            last_live: closed.last_live,
+        });
+        self.state = state;
+        Ok(())
+    }
+
+    /// Takes the oldest closed segments out of use for as long as `is_obsolete` says so.
+    fn drop_closed(&mut self, is_obsolete: impl Fn(&ClosedSegment) -> bool) -> Result<(), WalError> {
+        let mut dropped = false;
+        while let Some(segment) = self.closed.pop_front_if(|segment| is_obsolete(segment)) {
+            let recyclable = segment.file_bytes <= self.options.segment_bytes
+                && self.spares.len() < self.options.spare_segments_max;
+            let result = if recyclable {
+                let spare = segment.path.with_extension("spare");
+                let renamed = self.disk.rename(&segment.path, &spare);
+                self.spares.push(spare);
+                renamed.map_err(DiskFault::of("rename", &segment.path))
+            } else {
+                self.disk.remove(&segment.path).map_err(DiskFault::of("remove", &segment.path))
+            };
+            result.map_err(|fault| self.fatal(fault))?;
+            dropped = true;
+        }
+        if dropped {
+            // Before a spare's header may be overwritten: after a crash it must not be found under its old name.
+            let synced = self.disk.sync_dir(&self.dir);
+            synced
+                .map_err(DiskFault::of("sync the directory", &self.dir))
+                .map_err(|fault| self.fatal(fault))?;
+        }
+        Ok(())
+    }
+}
+
+/// Bytes that a record takes in the file.
+fn record_bytes(payload: &Payload) -> usize {
+    RECORD_HEADER_BYTES + codec::padded(payload.length())
+}
+
+/// How far to write zeroes so that everything before `end` has them: to the end of a slice, but not beyond the
+/// segment's size unless `end` is.
+fn zeroes_end(end: u64, options: &WalOptions) -> u64 {
+    let slice_end = end.next_multiple_of(options.zeroed_slice_bytes.max(1));
+    slice_end.min(options.segment_bytes).max(end)
+}
+
+impl ClosedSegment {
+    fn new(segment: &Segment, end: u64) -> ClosedSegment {
+        let Segment { path, file_bytes, last_live, .. } = segment;
+        ClosedSegment { path: path.clone(), end, file_bytes: *file_bytes, last_live: *last_live }
+    }
+}
+
+impl ActiveSegment {
+    fn zero_to(&mut self, disk: &dyn Disk, end: u64) -> Result<(), DiskFault> {
+        while self.zeroed_to < end {
+            let count = (end - self.zeroed_to).min(ZEROES.len() as u64);
+            disk.write_at(&self.file, &ZEROES[..count as usize], self.zeroed_to)
+                .map_err(DiskFault::of("make room in", &self.path))?;
+            self.zeroed_to += count;
+        }
+        Ok(())
+    }
+
+    /// Called when all was synced: says so on disk, where the next record will overwrite it. It need not be durable;
+    /// when it is, the last records can no longer be taken for a torn tail.
+    fn seal(&mut self, disk: &dyn Disk) -> Result<(), DiskFault> {
+        let Tail { end, link } = self.tail;
+        let header = RecordHeader { kind: Kind::Seal as u8, length: 0, payload_crc: 0, link, synced_to: end };
+        let (seal, _) = header.encode(self.chain, end);
+        disk.write_at(&self.file, &seal, end).map_err(DiskFault::of("write", &self.path))?;
+        self.zeroed_to = self.zeroed_to.max(end + END_BYTES as u64);
+        self.synced_to = end;
+        Ok(())
+    }
+}
+
+/// A directory in which segments are created and found.
+struct Store<'a> {
+    disk: &'a dyn Disk,
+    dir: &'a Path,
+    identity: Identity,
+}
+
+impl Store<'_> {
+    fn header(
+        &self,
+        sequence: u64,
+        previous: Tail,
+        state: LogState,
+        restarts: bool,
+    ) -> Result<SegmentHeader, DiskFault> {
+        let salt = getrandom::u32()
+            .map_err(|error| io::Error::other(error.to_string()))
+            .map_err(DiskFault::of("draw a random salt for a segment in", self.dir))?
+            .max(1);
+        Ok(SegmentHeader { identity: self.identity, sequence, salt, restarts, previous, state })
+    }
+
+    /// Makes a segment, from a spare if there is one: whole and durable, but not yet under its name.
+    fn draft(
+        &self,
+        header: &SegmentHeader,
+        spares: &mut Vec<PathBuf>,
+        options: &WalOptions,
+    ) -> Result<ActiveSegment, DiskFault> {
+        let (block, chain) = header.encode();
+        let start = HEADER_BYTES as u64;
+        let (path, file) = match spares.pop() {
+            Some(spare) => {
+                let file = OpenOptions::new().read(true).write(true).open(&spare);
+                (spare, file)
+            }
+            None => {
+                let fresh = self.segment_path(header.sequence).with_extension("wal.tmp");
+                let file = self.disk.create(&fresh);
+                (fresh, file)
+            }
+        };
+        let file = file.map_err(DiskFault::of("open", &path))?;
+        let file_bytes = file.metadata().map_err(DiskFault::of("look at", &path))?.len();
+        let mut active = ActiveSegment {
+            file,
+            path,
+            sequence: header.sequence,
+            chain,
+            tail: Tail { end: start, link: chain.seed },
+            written: start,
+            synced_to: start,
+            zeroed_to: file_bytes.max(start),
+            last_live: 0,
+        };
+        let filled = self
+            .disk
+            .write_at(&active.file, &block[..], 0)
+            // A spare's old records begin where the new end is.
+            .and_then(|()| self.disk.write_at(&active.file, &ZEROES[..END_BYTES], start))
+            .map_err(DiskFault::of("write", &active.path))
+            .and_then(|()| active.zero_to(self.disk, zeroes_end(start + END_BYTES as u64, options)))
+            .and_then(|()| self.sync(&active));
+        if let Err(fault) = filled {
+            // Best effort: the next open removes it anyway, but a full disk wants its space back now.
+            let _ = self.disk.remove(&active.path);
+            return Err(fault);
+        }
+        Ok(active)
+    }
+
+    /// Gives a drafted segment its name, durably.
+    fn publish(&self, draft: ActiveSegment) -> Result<ActiveSegment, DiskFault> {
+        let path = self.segment_path(draft.sequence);
+        self.disk.rename(&draft.path, &path).map_err(DiskFault::of("rename", &draft.path))?;
+        self.sync_dir()?;
+        Ok(ActiveSegment { path, ..draft })
+    }
+
+    fn segment_path(&self, sequence: u64) -> PathBuf {
+        self.dir.join(format!("{sequence:020}.wal"))
+    }
+
+    /// Opens the last segment for writing. Records that no later one proves to be durable may be in the
+    /// kernel's memory only, and even marked as written there if an earlier process saw its sync fail:
+    /// so they are written once more and synced.
+    fn reopen(&self, segment: &Segment, tail: Tail, synced_to: u64) -> Result<ActiveSegment, DiskFault> {
+        let path = &segment.path;
+        let file =
+            OpenOptions::new().read(true).write(true).open(path).map_err(DiskFault::of("open", path))?;
+        let mut active = ActiveSegment {
+            file,
+            path: path.clone(),
+            sequence: segment.header.sequence,
+            chain: segment.chain,
+            tail,
+            written: tail.end,
+            synced_to,
+            zeroed_to: segment.file_bytes,
+            last_live: segment.last_live,
+        };
+        let mut buffer = Vec::new();
+        while active.synced_to < tail.end {
+            let count = (tail.end - active.synced_to).min(BUFFER_BYTES as u64);
+            buffer.resize(count as usize, 0);
+            active.file.read_exact_at(&mut buffer, active.synced_to).map_err(DiskFault::of("read", path))?;
+            self.disk
+                .write_at(&active.file, &buffer, active.synced_to)
+                .map_err(DiskFault::of("write", path))?;
+            active.synced_to += count;
+        }
+        if synced_to < tail.end {
+            self.sync(&active)?;
+        }
+        Ok(active)
+    }
+
+    fn sync(&self, segment: &ActiveSegment) -> Result<(), DiskFault> {
+        self.disk.sync_data(&segment.file).map_err(DiskFault::of("sync", &segment.path))
+    }
+
+    fn remove(&self, path: &Path) -> Result<(), DiskFault> {
+        self.disk.remove(path).map_err(DiskFault::of("remove", path))
+    }
+
+    fn sync_dir(&self) -> Result<(), DiskFault> {
+        self.disk.sync_dir(self.dir).map_err(DiskFault::of("sync the directory", self.dir))
+    }
+}

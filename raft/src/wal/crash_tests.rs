@@ -1,0 +1,487 @@
+//! The log on a disk that loses power and fails calls, against a model of what must survive.
+//!
+//! The simulated disk keeps, beside the real files (what a living kernel shows), the image that a loss of power
+//! would leave: writes since a file's last sync reach it in any subset of sectors, a sector possibly torn, and names
+//! since the directory's last sync in any subset. Every random choice comes from a seed, which a failure prints.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use super::disk::{Disk, OsDisk};
+use super::{Identity, Recovered, Wal, WalError, WalOptions};
+use crate::core::types::{Entry, EntryKind, HardState, Index, SnapshotMeta};
+
+const IDENTITY: Identity = Identity { cluster_id: [7; 16], node_id: 1 };
+const EIO: i32 = 5;
+const ENOSPC: i32 = 28;
+
+/// SplitMix64.
+struct Rng(u64);
+
+impl Rng {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+
+    fn percent(&mut self, chance: u64) -> bool {
+        self.below(100) < chance
+    }
+}
+
+#[derive(Default)]
+struct Image {
+    durable: Vec<u8>,
+    pending: Vec<(u64, Vec<u8>)>,
+}
+
+impl Image {
+    fn write(&mut self, offset: u64, bytes: &[u8]) {
+        let end = offset as usize + bytes.len();
+        if self.durable.len() < end {
+            self.durable.resize(end, 0);
+        }
+        self.durable[offset as usize..end].copy_from_slice(bytes);
+    }
+}
+
+enum NameChange {
+    Link(PathBuf, usize),
+    Rename(PathBuf, PathBuf, usize),
+    Unlink(PathBuf),
+}
+
+#[derive(Default)]
+struct Power {
+    images: Vec<Image>,
+    by_inode: BTreeMap<u64, usize>,
+    names: BTreeMap<PathBuf, usize>,
+    pending_names: Vec<NameChange>,
+    /// Calls made so far, and which one is to fail with which error.
+    calls: usize,
+    fail: Option<(usize, i32)>,
+}
+
+impl Power {
+    fn image_of(&self, inode: u64) -> usize {
+        self.by_inode[&inode]
+    }
+
+    fn call(&mut self) -> io::Result<()> {
+        self.calls += 1;
+        match self.fail {
+            Some((at, code)) if at == self.calls => Err(io::Error::from_raw_os_error(code)),
+            _ => Ok(()),
+        }
+    }
+
+    fn change_names(names: &mut BTreeMap<PathBuf, usize>, change: &NameChange) {
+        match change {
+            NameChange::Link(path, image) => {
+                names.insert(path.clone(), *image);
+            }
+            NameChange::Rename(from, to, image) => {
+                names.remove(from);
+                names.insert(to.clone(), *image);
+            }
+            NameChange::Unlink(path) => {
+                names.remove(path);
+            }
+        }
+    }
+}
+
+#[derive(Default)]
+struct CrashDisk(Mutex<Power>);
+
+impl CrashDisk {
+    /// A disk whose files are those of `dir`, all durable.
+    fn with_files_of(dir: &Path) -> CrashDisk {
+        let mut power = Power::default();
+        for entry in fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            power.by_inode.insert(fs::metadata(&path).unwrap().ino(), power.images.len());
+            power.names.insert(path.clone(), power.images.len());
+            power.images.push(Image { durable: fs::read(&path).unwrap(), pending: Vec::new() });
+        }
+        CrashDisk(Mutex::new(power))
+    }
+
+    /// Writes into `dir` what a loss of power might leave.
+    fn lose_power(&self, rng: &mut Rng, dir: &Path) {
+        let power = self.0.lock().unwrap();
+        let mut names = power.names.clone();
+        let kept_percent = [0, 50, 90, 100][rng.below(4) as usize];
+        for change in &power.pending_names {
+            if rng.percent(kept_percent) {
+                Power::change_names(&mut names, change);
+            }
+        }
+        for (path, image) in names {
+            let image = &power.images[image];
+            let mut left = Image { durable: image.durable.clone(), pending: Vec::new() };
+            for (offset, bytes) in &image.pending {
+                let mut at = 0;
+                while at < bytes.len() {
+                    let sector = 512 - (*offset as usize + at) % 512;
+                    let piece = &bytes[at..bytes.len().min(at + sector)];
+                    if rng.percent(kept_percent) {
+                        let kept =
+                            if rng.percent(3) { rng.below(piece.len() as u64) as usize } else { piece.len() };
+                        left.write(offset + at as u64, &piece[..kept]);
+                    }
+                    at += piece.len();
+                }
+            }
+            fs::write(dir.join(path.file_name().unwrap()), &left.durable).unwrap();
+        }
+    }
+}
+
+impl Disk for CrashDisk {
+    fn create(&self, path: &Path) -> io::Result<File> {
+        let mut power = self.0.lock().unwrap();
+        power.call()?;
+        let file = OsDisk.create(path)?;
+        let image = power.images.len();
+        power.images.push(Image::default());
+        power.by_inode.insert(file.metadata()?.ino(), image);
+        power.pending_names.push(NameChange::Link(path.to_path_buf(), image));
+        Ok(file)
+    }
+
+    fn write_at(&self, file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+        let mut power = self.0.lock().unwrap();
+        power.call()?;
+        OsDisk.write_at(file, bytes, offset)?;
+        let image = power.image_of(file.metadata()?.ino());
+        power.images[image].pending.push((offset, bytes.to_vec()));
+        Ok(())
+    }
+
+    fn sync_data(&self, file: &File) -> io::Result<()> {
+        let mut power = self.0.lock().unwrap();
+        let result = power.call();
+        let image = power.image_of(file.metadata()?.ino());
+        let image = &mut power.images[image];
+        // A failed sync marks the pages clean: the kernel shows the data and will never write it.
+        for (offset, bytes) in std::mem::take(&mut image.pending) {
+            if result.is_ok() {
+                image.write(offset, &bytes);
+            }
+        }
+        result
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let mut power = self.0.lock().unwrap();
+        power.call()?;
+        let image = power.image_of(fs::metadata(from)?.ino());
+        OsDisk.rename(from, to)?;
+        power.pending_names.push(NameChange::Rename(from.to_path_buf(), to.to_path_buf(), image));
+        Ok(())
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        let mut power = self.0.lock().unwrap();
+        power.call()?;
+        OsDisk.remove(path)?;
+        power.pending_names.push(NameChange::Unlink(path.to_path_buf()));
+        Ok(())
+    }
+
+    fn sync_dir(&self, _dir: &Path) -> io::Result<()> {
+        let mut power = self.0.lock().unwrap();
+        power.call()?;
+        for change in std::mem::take(&mut power.pending_names) {
+            Power::change_names(&mut power.names, &change);
+        }
+        Ok(())
+    }
+}
+
+/// What the log should hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Model {
+    hard_state: HardState,
+    snapshot: SnapshotMeta,
+    /// Starts at the first index kept.
+    entries: Vec<Entry>,
+}
+
+impl Model {
+    fn next_index(&self) -> Index {
+        self.entries.last().map_or(self.snapshot.index, |entry| entry.index) + 1
+    }
+
+    fn append(&mut self, entries: &[Entry]) {
+        self.entries.retain(|entry| entry.index < entries[0].index);
+        self.entries.extend_from_slice(entries);
+    }
+
+    /// As the log reports it: the commit index is within the log.
+    fn recovered(&self) -> Model {
+        let mut model = self.clone();
+        let commit = &mut model.hard_state.commit;
+        *commit = (*commit).clamp(self.snapshot.index, self.next_index() - 1);
+        model
+    }
+}
+
+impl From<Recovered> for Model {
+    fn from(recovered: Recovered) -> Model {
+        let Recovered { hard_state, snapshot, entries, .. } = recovered;
+        Model { hard_state, snapshot, entries }
+    }
+}
+
+/// A log with the states that it may be in after a crash: the last durable one, and all since, in order.
+struct Tested {
+    root: tempfile::TempDir,
+    generation: usize,
+    disk: Arc<CrashDisk>,
+    options: WalOptions,
+    wal: Option<Wal>,
+    possible: Vec<Model>,
+}
+
+impl Tested {
+    fn new() -> Tested {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("0")).unwrap();
+        let options = WalOptions { segment_bytes: 7000, zeroed_slice_bytes: 1000, spare_segments_max: 1 };
+        let empty = Model {
+            hard_state: HardState::default(),
+            snapshot: SnapshotMeta::default(),
+            entries: Vec::new(),
+        };
+        let disk = Arc::new(CrashDisk::default());
+        Tested { root, generation: 0, disk, options, wal: None, possible: vec![empty] }
+    }
+
+    fn dir(&self) -> PathBuf {
+        self.root.path().join(self.generation.to_string())
+    }
+
+    fn wal(&mut self) -> &mut Wal {
+        self.wal.as_mut().unwrap()
+    }
+
+    fn open(&mut self) -> Result<(), WalError> {
+        let (wal, recovered) = Wal::open_on(self.disk.clone(), &self.dir(), IDENTITY, self.options)?;
+        self.wal = Some(wal);
+        let recovered = Model::from(recovered);
+        let Some(found) = self.possible.iter().find(|model| model.recovered() == recovered) else {
+            panic!("recovered {recovered:?}, which is none of {:?}", self.possible);
+        };
+        // What open returns is durable.
+        self.possible = vec![found.clone()];
+        Ok(())
+    }
+
+    /// The process dies, the kernel lives on.
+    fn kill(&mut self) {
+        self.wal = None;
+    }
+
+    fn lose_power(&mut self, rng: &mut Rng) {
+        self.wal = None;
+        self.generation += 1;
+        fs::create_dir(self.dir()).unwrap();
+        self.disk.lose_power(rng, &self.dir());
+        let calls = self.disk.0.lock().unwrap().calls;
+        let fail = self.disk.0.lock().unwrap().fail;
+        self.disk = Arc::new(CrashDisk::with_files_of(&self.dir()));
+        self.disk.0.lock().unwrap().calls = calls;
+        self.disk.0.lock().unwrap().fail = fail;
+    }
+
+    fn current(&self) -> Model {
+        self.possible.last().unwrap().clone()
+    }
+
+    /// One random operation; the model is told first, so that a failure leaves every state possible.
+    fn step(&mut self, rng: &mut Rng) -> Result<(), WalError> {
+        let mut model = self.current();
+        match rng.below(100) {
+            0..=54 => {
+                let hard_state = rng.percent(40).then(|| HardState {
+                    term: model.hard_state.term + rng.below(2),
+                    vote: Some(rng.below(3)).filter(|vote| *vote != 0),
+                    commit: rng.below(model.next_index()),
+                });
+                if let Some(hard_state) = hard_state {
+                    model.hard_state = hard_state;
+                    self.possible.push(model.clone());
+                }
+                let lowest = model.snapshot.index + 1;
+                let next = model.next_index();
+                let first = if rng.percent(20) { lowest + rng.below(next - lowest + 1) } else { next };
+                let count = rng.below(4);
+                let entries: Vec<Entry> = (first..first + count)
+                    .map(|index| Entry {
+                        index,
+                        term: model.hard_state.term,
+                        kind: if rng.percent(10) { EntryKind::Noop } else { EntryKind::Command },
+                        data: vec![rng.next() as u8; rng.below(700) as usize].into(),
+                    })
+                    .collect();
+                if !entries.is_empty() {
+                    model.append(&entries);
+                    self.possible.push(model);
+                }
+                self.wal().append(hard_state.as_ref(), &entries)
+            }
+            55..=84 => {
+                self.wal().sync()?;
+                self.possible = vec![model];
+                Ok(())
+            }
+            85..=95 => {
+                let index = model.snapshot.index + rng.below(model.next_index() - model.snapshot.index);
+                let term = rng.below(9);
+                let oldest = model.entries.first().map_or(model.snapshot.index + 1, |entry| entry.index);
+                let keep_from = oldest + rng.below(index + 2 - oldest);
+                model.snapshot = SnapshotMeta { index, term };
+                model.entries.retain(|entry| entry.index >= keep_from);
+                self.possible.push(model.clone());
+                self.wal().compact(model.snapshot, keep_from)?;
+                self.possible = vec![model];
+                Ok(())
+            }
+            _ => {
+                model.snapshot = SnapshotMeta { index: model.next_index() + rng.below(50), term: 3 };
+                model.entries.clear();
+                model.hard_state.term += 1;
+                self.possible.push(model.clone());
+                self.wal().reset(model.snapshot, model.hard_state)?;
+                self.possible = vec![model];
+                Ok(())
+            }
+        }
+    }
+}
+
+#[test]
+fn every_synced_record_survives_random_losses_of_power() {
+    for seed in 0..150 {
+        let context = SeedOnPanic(seed);
+        let mut rng = Rng(seed);
+        let mut tested = Tested::new();
+        tested.open().unwrap();
+        for _ in 0..rng.below(12) + 3 {
+            for _ in 0..rng.below(40) {
+                tested.step(&mut rng).unwrap();
+            }
+            if rng.percent(30) {
+                tested.kill()
+            } else {
+                tested.lose_power(&mut rng)
+            }
+            tested.open().unwrap();
+        }
+        drop(context);
+    }
+}
+
+/// Each call to the disk fails once, with each error; then the process dies, or the power is lost, and both
+/// again. Nothing synced may be lost, and a poisoned log takes no call.
+#[test]
+fn every_single_failed_call_is_final_and_loses_nothing() {
+    for code in [EIO, ENOSPC] {
+        let mut poisoned = 0;
+        let mut refused = 0;
+        for call in 1.. {
+            let context = SeedOnPanic(call as u64);
+            let mut rng = Rng(3);
+            let mut tested = Tested::new();
+            tested.disk.0.lock().unwrap().fail = Some((call, code));
+            let mut failed = false;
+            for round in 0..3 {
+                while tested.wal.is_none() {
+                    if let Err(error) = tested.open() {
+                        assert!(matches!(error, WalError::Io { .. } | WalError::NoSpace { .. }), "{error}");
+                        failed = true;
+                    }
+                }
+                for _ in 0..50 {
+                    let before = tested.possible.clone();
+                    let Err(error) = tested.step(&mut rng) else { continue };
+                    failed = true;
+                    assert_eq!(matches!(error, WalError::NoSpace { .. }), code == ENOSPC, "{error}");
+                    match tested.wal().sync() {
+                        Ok(()) => {
+                            assert_eq!(code, ENOSPC);
+                            refused += 1;
+                            tested.possible = vec![before.last().unwrap().clone()];
+                        }
+                        Err(error) => {
+                            assert!(matches!(error, WalError::Poisoned { .. }), "{error}");
+                            let possible = tested.possible.clone();
+                            let again = tested.step(&mut rng);
+                            assert!(matches!(again, Err(WalError::Poisoned { .. })));
+                            // What was refused while poisoned cannot have happened.
+                            tested.possible = possible;
+                            poisoned += 1;
+                            break;
+                        }
+                    }
+                }
+                if round % 2 == 0 { tested.kill() } else { tested.lose_power(&mut rng) }
+            }
+            tested.disk.0.lock().unwrap().fail = None;
+            tested.open().unwrap();
+            drop(context);
+            if !failed {
+                break;
+            }
+        }
+        assert!(poisoned > 20, "{poisoned} calls poisoned the log");
+        assert_eq!(refused > 5, code == ENOSPC, "{refused} calls were refused without poison");
+    }
+}
+
+#[test]
+fn a_failed_sync_is_not_retried_and_later_calls_name_the_cause() {
+    let mut tested = Tested::new();
+    tested.open().unwrap();
+    let entry = Entry { index: 1, term: 1, kind: EntryKind::Noop, data: Default::default() };
+    tested.wal().append(None, &[entry]).unwrap();
+    let calls = tested.disk.0.lock().unwrap().calls;
+    tested.disk.0.lock().unwrap().fail = Some((calls + 2, EIO));
+    assert!(matches!(tested.wal().sync(), Err(WalError::Io { action: "sync", .. })));
+    let calls = tested.disk.0.lock().unwrap().calls;
+    let snapshot = SnapshotMeta::default();
+    for result in [
+        tested.wal().sync(),
+        tested.wal().append(None, &[]),
+        tested.wal().compact(snapshot, 1),
+        tested.wal().reset(snapshot, HardState::default()),
+    ] {
+        let Err(WalError::Poisoned { cause }) = result else { panic!("{result:?}") };
+        assert!(cause.contains("sync"), "{cause}");
+    }
+    assert_eq!(tested.disk.0.lock().unwrap().calls, calls, "a poisoned log leaves the disk alone");
+}
+
+/// Prints the seed when a test panics.
+struct SeedOnPanic(u64);
+
+impl Drop for SeedOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("failed with seed or call {}", self.0);
+        }
+    }
+}
