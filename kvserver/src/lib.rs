@@ -1,1 +1,29 @@
-//! kvserver
+//! The Squall server: a replicated, linearizable, durable key-value store that any Redis client can use.
+//!
+//! This crate owns the store, the commands, the Redis front end and the configuration. It is ordinary blocking
+//! Rust over `std`: it knows neither fibers nor event loops, holds no global mutable state (several nodes may
+//! live in one process), and reads no clock below the front end: the time of an operation is part of it.
+//!
+//! - [`resp`]: the Redis protocol and the loop that serves one connection;
+//! - [`command`]: what each command means, as a function of the store and the time given;
+//! - [`store`]: the keys and values, with point-in-time views;
+//! - [`session`]: the table that makes a retried request run once;
+//! - [`machine`]: store and sessions as one deterministic state machine, and the format of its log entries;
+//! - [`config`]: the cluster's configuration file.
+
+#![forbid(unsafe_code)]
+
+mod codec;
+pub mod command;
+pub mod machine;
+pub mod resp;
+pub mod session;
+pub mod store;
+
+/// Starts a concurrent activity. The one place where this crate does so.
+pub(crate) fn spawn<F>(name: impl Into<String>, body: F) -> std::io::Result<()>
+where
+    F: FnOnce() + Send + 'static,
+{
+    std::thread::Builder::new().name(name.into()).spawn(body).map(drop)
+}

@@ -1,0 +1,93 @@
+//! The records of a store as a stream of bytes: their number, then each record as
+//!
+//! ```text
+//! expiry   varint   milliseconds since the Unix epoch plus one; 0 for none
+//! key      varint length, bytes
+//! value    varint length, bytes
+//! ```
+//!
+//! in the store's order. The order is not relied on when reading, so a snapshot can seed a cluster with another
+//! hash key. The frame around this (version, sessions, checksum) is the state machine's, see [`crate::machine`].
+
+use std::io::{self, Read, Write};
+
+use bytes::{BufMut, Bytes};
+
+use super::{Store, StoreView};
+use crate::codec;
+
+/// No key or value is longer: it is what a single bulk string of the protocol can carry.
+const BYTES_MAX: u64 = 512 * 1024 * 1024;
+
+/// Why a snapshot could not be read. All but [`SnapshotError::Io`] say that its bytes are damaged, or not those of a
+/// snapshot of a release that this one knows.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// The source failed, or ended too early.
+    #[error("reading the snapshot: {0}")]
+    Io(#[from] io::Error),
+    /// The first bytes are not those of a snapshot.
+    #[error("not a snapshot of a Squall store")]
+    NotASnapshot,
+    /// The format is of another release.
+    #[error("snapshot format {found} is not known; this release reads format {known}")]
+    UnknownVersion {
+        /// The version found in the snapshot.
+        found: u32,
+        /// The version this release reads.
+        known: u32,
+    },
+    /// The bytes contradict themselves.
+    #[error("damaged snapshot: {0}")]
+    Damaged(&'static str),
+    /// The bytes were changed since they were written.
+    #[error("damaged snapshot: its checksum is {computed:#010x}, and {stored:#010x} was stored")]
+    ChecksumMismatch {
+        /// The checksum of what was read.
+        computed: u32,
+        /// The checksum that was stored.
+        stored: u32,
+    },
+}
+
+impl StoreView {
+    pub(crate) fn write_records(&self, out: &mut impl Write) -> io::Result<()> {
+        let mut header = Vec::with_capacity(64);
+        codec::put_varint(&mut header, self.len as u64);
+        out.write_all(&header)?;
+        for record in self.records() {
+            header.clear();
+            codec::put_varint(
+                &mut header,
+                record.expires_at_ms.map_or(0, |expires_at_ms| expires_at_ms.saturating_add(1)),
+            );
+            codec::put_bytes(&mut header, &record.key);
+            codec::put_varint(&mut header, record.value.len() as u64);
+            // A small value goes along in the same write.
+            if record.value.len() <= 4096 {
+                header.put_slice(&record.value);
+                out.write_all(&header)?;
+            } else {
+                out.write_all(&header)?;
+                out.write_all(&record.value)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Store {
+    /// Reads records into a new store.
+    pub(crate) fn read_records(hash_key: u128, input: &mut impl Read) -> Result<Self, SnapshotError> {
+        let mut store = Self::new(hash_key);
+        for _ in 0..codec::read_varint(input)? {
+            let expires_at_ms = codec::read_varint(input)?.checked_sub(1);
+            let key = codec::read_bytes(input, BYTES_MAX)?;
+            let value = Bytes::from(codec::read_bytes(input, BYTES_MAX)?);
+            if !store.insert(&key, value, expires_at_ms) {
+                return Err(SnapshotError::Damaged("a key occurs twice"));
+            }
+        }
+        Ok(store)
+    }
+}
