@@ -69,16 +69,6 @@ pub enum StepError {
         /// The other one.
         from: NodeId,
     },
-    /// The leader would replace a committed entry.
-    #[error("node {from} would replace entry {index}, but entries up to {committed} are committed")]
-    ReplacesCommitted {
-        /// The sender.
-        from: NodeId,
-        /// The first entry it would replace.
-        index: Index,
-        /// This node's commit index.
-        committed: Index,
-    },
     /// The leader believes that this node has entries that it does not have: its disk has lost them.
     #[error(
         "node {from} counts on entry {commit}, but the log ends at {last_index}; has this node lost data?"
@@ -533,7 +523,7 @@ impl Raft {
                 }
             }
             Body::Append { prev_index, prev_term, entries, commit } => {
-                return self.handle_append(from, prev_index, prev_term, entries, commit);
+                self.handle_append(from, prev_index, prev_term, entries, commit);
             }
             Body::Heartbeat { commit, context } => {
                 let last_index = self.log.last_index();
@@ -665,12 +655,12 @@ impl Raft {
         prev_term: Term,
         entries: Vec<Entry>,
         commit: Index,
-    ) -> Result<(), StepError> {
+    ) {
         let committed = self.log.committed;
         if prev_index < committed {
             // An old or repeated message, or a leader that does not know yet how much is known to be equal.
             self.send_after_persist(from, Body::AppendAccepted { matched: committed });
-            return Ok(());
+            return;
         }
         if !self.log.matches(prev_index, prev_term) {
             let rejected = prev_index;
@@ -682,20 +672,16 @@ impl Raft {
                 _ => (hint_index, hint_term),
             };
             self.send(from, Body::AppendRejected { rejected, hint_index, hint_term });
-            return Ok(());
+            return;
         }
         let matched = prev_index + entries.len() as u64;
         if let Some(first_new) = self.log.first_new(&entries) {
-            let index = entries[first_new].index;
-            if index <= committed {
-                return Err(StepError::ReplacesCommitted { from, index, committed });
-            }
+            // Nothing committed is replaced: all of `entries` come after `prev_index`, which does not lie below it.
             self.log.replace_suffix(entries.into_iter().skip(first_new));
         }
         // Entries after `matched` may be an old leader's: this message says nothing of them.
         let _ = self.log.commit_to(commit.min(matched));
         self.send_after_persist(from, Body::AppendAccepted { matched });
-        Ok(())
     }
 
     fn handle_snapshot(&mut self, from: NodeId, snapshot: SnapshotMeta) {

@@ -24,6 +24,12 @@ impl Rng {
         (self.next() % bound as u64) as usize
     }
 
+    /// A position in `weights`, each as likely as its weight.
+    pub fn weighted(&mut self, weights: &[usize]) -> usize {
+        let mut at = self.below(weights.iter().sum());
+        weights.iter().position(|&weight| at.checked_sub(weight).map(|rest| at = rest).is_none()).unwrap_or(0)
+    }
+
     pub fn chance(&mut self, percent: u64) -> bool {
         self.next() % 100 < percent
     }
@@ -266,10 +272,7 @@ impl Network {
     /// Hands over one message, unless its link is cut or its receiver is down.
     pub fn deliver(&mut self, message: Message) {
         let Message { from, to, .. } = message;
-        let snapshot = match message.body {
-            Body::InstallSnapshot { .. } => true,
-            _ => false,
-        };
+        let snapshot = matches!(message.body, Body::InstallSnapshot { .. });
         let arrives = !self.cut.contains(&(from, to)) && self.is_up(to);
         if arrives {
             self.raft(to).step(message).expect("well-behaved nodes send nothing that is refused");
@@ -374,17 +377,15 @@ impl Network {
     /// Snapshots a node's applied state and drops what precedes, keeping `keep` entries.
     pub fn compact(&mut self, id: NodeId, keep: u64) {
         let (index, _) = self.nodes[&id].state;
-        if !self.is_up(id) || index == 0 {
+        // A snapshot that was just installed may still be on its way to the disk.
+        if !self.is_up(id) || index == 0 || self.raft(id).status().persisted < index {
             return;
         }
         let snapshot = SnapshotMeta { index, term: self.committed[&index].term };
         self.raft(id).compacted(snapshot, (index + 1).saturating_sub(keep));
-        // A snapshot is taken only of what is applied, hence durable: the disk may start after it at once.
         let disk = &mut self.node_mut(id).disk;
-        if disk.snapshot.index < index && disk.entries.last().is_some_and(|e| e.index >= index) {
-            disk.snapshot = snapshot;
-            disk.entries.retain(|e| e.index > index);
-        }
+        disk.snapshot = snapshot;
+        disk.entries.retain(|e| e.index > index);
         self.drain(id);
     }
 
