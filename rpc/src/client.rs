@@ -253,7 +253,7 @@ impl Shared {
     fn run(&self, index: usize, connection: &Arc<Connection>) {
         let began = Instant::now();
         let end = self.converse(connection);
-        let reason = connection.link.close_reason().unwrap_or(end);
+        let reason = connection.link.close_reason().unwrap_or(end.reason);
         self.config.metrics.count_closed(reason);
 
         let slot = &self.slots[index];
@@ -272,22 +272,25 @@ impl Shared {
         }
         let failures = state.failures;
         drop(state);
-        self.log_end(reason, failures);
+        self.log_end(reason, &end.words, failures);
         connection.end(reason);
 
         slot.lock().running.retain(|running| !Arc::ptr_eq(running, connection));
         slot.changed.notify_all();
     }
 
-    fn log_end(&self, reason: CloseReason, failures: u32) {
+    fn log_end(&self, reason: CloseReason, words: &str, failures: u32) {
         let level = match reason {
             CloseReason::Local => log::Level::Debug,
             _ if reason.is_misbehaviour() => log::Level::Warn,
+            CloseReason::Refused(_) | CloseReason::PeerRefused(_) if failures <= 1 => log::Level::Warn,
             // A peer that is down is news once, not at each attempt.
             _ if failures <= 1 => log::Level::Info,
             _ => log::Level::Debug,
         };
-        log::log!(level, "rpc: connection to {} ended: {reason}", self.addr);
+        // The words are the peer's; escaped, they cannot pose as lines of this log.
+        let (colon, words) = (if words.is_empty() { "" } else { ": " }, words.escape_debug());
+        log::log!(level, "rpc: connection to {} ended: {reason}{colon}{words}", self.addr);
     }
 
     /// The pause after the `failures`-th failure in a row.
@@ -302,10 +305,10 @@ impl Shared {
     }
 
     /// Connects, introduces itself, reads answers; returns why it ended.
-    fn converse(&self, connection: &Arc<Connection>) -> CloseReason {
+    fn converse(&self, connection: &Arc<Connection>) -> End {
         let (mut reader, heartbeat_interval) = match self.connect(connection) {
             Ok(opened) => opened,
-            Err(reason) => return reason,
+            Err(end) => return end,
         };
         count(&self.config.metrics.connections_opened);
         connection.opened.store(true, Ordering::Relaxed);
@@ -316,21 +319,21 @@ impl Shared {
         };
         let writer = match spawn("rpc-client-writer", writer) {
             Ok(writer) => writer,
-            Err(error) => return CloseReason::Io(error.kind()),
+            Err(error) => return CloseReason::Io(error.kind()).into(),
         };
         let reason = connection.link.close(self.read_answers(connection, &mut reader));
         writer.join().expect("the writer does not panic");
-        reason
+        reason.into()
     }
 
-    fn connect(&self, connection: &Connection) -> Result<(FrameReader<TimedStream>, Duration), CloseReason> {
+    fn connect(&self, connection: &Connection) -> Result<(FrameReader<TimedStream>, Duration), End> {
         let config = &self.config;
         let io_reason = |error: std::io::Error| CloseReason::Io(error.kind());
         let stream = TcpStream::connect_timeout(&self.addr, config.connect_timeout).map_err(io_reason)?;
         // Connecting to a local port on which nobody listens can pick that very port as the local end and so
         // succeed, with itself; the port would then be in use when the real peer starts.
         if stream.local_addr().map_err(io_reason)? == self.addr {
-            return Err(CloseReason::Io(std::io::ErrorKind::ConnectionRefused));
+            return Err(CloseReason::Io(std::io::ErrorKind::ConnectionRefused).into());
         }
         let stream = TimedStream::new(stream, config.idle_timeout, config.write_stall_timeout)?;
         connection.link.attach(stream.clone());
@@ -341,8 +344,7 @@ impl Shared {
         let hello = match handshake::receive_opening(&mut reader, deadline, config.body_bytes_max)? {
             Opening::Hello(hello) => hello,
             Opening::Goaway(goaway) => {
-                log::warn!("rpc: {} refuses this node: {}", self.addr, goaway.message);
-                return Err(CloseReason::Refused(goaway.code()));
+                return Err(End { reason: CloseReason::Refused(goaway.code()), words: goaway.message });
             }
         };
         let judged = handshake::judge(&self.local, &hello, self.addr).and_then(|peer| {
@@ -355,9 +357,8 @@ impl Shared {
             }
         });
         if let Err(refusal) = judged {
-            log::warn!("rpc: refusing {}: {}", self.addr, refusal.message);
             handshake::send_goaway(&stream, &refusal)?;
-            return Err(CloseReason::PeerRefused(refusal.code));
+            return Err(End { reason: CloseReason::PeerRefused(refusal.code), words: refusal.message });
         }
         Ok((reader, handshake::heartbeat_interval(&hello)))
     }
@@ -398,6 +399,19 @@ impl Shared {
 impl Slot {
     fn lock(&self) -> MutexGuard<'_, SlotState> {
         self.state.lock().expect("nothing panics while it holds a slot")
+    }
+}
+
+/// How a connection or an attempt ended.
+struct End {
+    reason: CloseReason,
+    /// What the side that refused says about it; may be empty.
+    words: String,
+}
+
+impl From<CloseReason> for End {
+    fn from(reason: CloseReason) -> End {
+        End { reason, words: String::new() }
     }
 }
 

@@ -1,6 +1,8 @@
 //! Counters of what happened, cheap enough to be always on.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard};
 
 use crate::error::CloseReason;
 
@@ -20,8 +22,8 @@ pub(crate) fn add(counter: &AtomicU64, n: usize) {
 pub struct RpcMetrics {
     /// Connections that were established, hello included.
     pub connections_opened: AtomicU64,
-    /// Connections and attempts to connect that ended, by [`CloseReason`]; see [`RpcMetrics::closed`].
-    closed: [AtomicU64; CloseReason::NAMES.len()],
+    /// Connections and attempts to connect that ended, by the name of the [`CloseReason`]. Too rare to need atomics.
+    closed: Mutex<BTreeMap<&'static str, u64>>,
     /// Frames read, heartbeats included.
     pub frames_in: AtomicU64,
     /// Frames written, heartbeats included.
@@ -32,9 +34,9 @@ pub struct RpcMetrics {
     pub bytes_out: AtomicU64,
     /// Writes to connections; `frames_out / writes` is how many frames went out together.
     pub writes: AtomicU64,
-    /// Requests that a server began to serve.
+    /// Requests that a server answered.
     pub requests_served: AtomicU64,
-    /// Requests that a server answered with an error.
+    /// Those of them that it answered with an error.
     pub requests_failed: AtomicU64,
     /// Handlers that panicked.
     pub handler_panics: AtomicU64,
@@ -51,11 +53,20 @@ pub struct RpcMetrics {
 impl RpcMetrics {
     /// Connections and attempts that ended for this kind of reason; the numbers inside it do not matter.
     pub fn closed(&self, reason: CloseReason) -> u64 {
-        self.closed[reason.index()].load(Ordering::Relaxed)
+        self.lock_closed().get(reason.name()).copied().unwrap_or(0)
+    }
+
+    /// Connections and attempts that ended, by the name of the reason, for an exporter.
+    pub fn closed_by_reason(&self) -> Vec<(&'static str, u64)> {
+        self.lock_closed().iter().map(|(name, n)| (*name, *n)).collect()
     }
 
     pub(crate) fn count_closed(&self, reason: CloseReason) {
-        count(&self.closed[reason.index()]);
+        *self.lock_closed().entry(reason.name()).or_default() += 1;
+    }
+
+    fn lock_closed(&self) -> MutexGuard<'_, BTreeMap<&'static str, u64>> {
+        self.closed.lock().expect("nothing panics while it holds the counters")
     }
 
     /// The counters by name, for an exporter.
@@ -77,10 +88,5 @@ impl RpcMetrics {
         ]
         .map(|(name, counter)| (name, counter.load(Ordering::Relaxed)))
         .to_vec()
-    }
-
-    /// The connections and attempts that ended, by the name of the reason, for an exporter.
-    pub fn closed_by_reason(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
-        CloseReason::NAMES.iter().zip(&self.closed).map(|(name, n)| (*name, n.load(Ordering::Relaxed)))
     }
 }

@@ -250,6 +250,7 @@ impl Shared {
             addr,
             link: Link::new(config.queue_bytes_max),
             in_flight: InFlight::default(),
+            opened: AtomicBool::new(false),
             going_away: AtomicBool::new(false),
         });
         connection.link.attach(stream.clone());
@@ -300,6 +301,7 @@ impl Shared {
             Err(reason) => return reason,
         };
         count(&self.config.metrics.connections_opened);
+        connection.opened.store(true, Ordering::Relaxed);
         let writer = {
             let (connection, metrics) = (connection.clone(), self.config.metrics.clone());
             move || connection.link.run_writer(&stream, heartbeat_interval, &metrics)
@@ -465,6 +467,8 @@ struct Connection {
     addr: SocketAddr,
     link: Link,
     in_flight: InFlight,
+    /// Both sides have said hello.
+    opened: AtomicBool,
     /// The peer has been told to go elsewhere; new requests are refused.
     going_away: AtomicBool,
 }
@@ -472,6 +476,10 @@ struct Connection {
 impl Connection {
     fn say_goodbye(&self) {
         self.going_away.store(true, Ordering::Relaxed);
+        if !self.opened.load(Ordering::Relaxed) {
+            // Nobody writes its queue yet, and a stranger need not be waited for.
+            return;
+        }
         let goaway = handshake::goaway(&Refusal::new(Code::ShuttingDown, "this node is shutting down"));
         let body = crate::proto::encode(&goaway);
         let frame = Outgoing::new(Header::new(Kind::Goaway, &body), body, None);
