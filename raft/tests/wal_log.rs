@@ -204,6 +204,36 @@ fn compaction_recycles_whole_segments_and_keeps_what_laggards_need() {
 }
 
 #[test]
+fn segments_whose_entries_were_all_replaced_go_with_the_next_compaction() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut wal, _) = open(dir.path());
+    for index in 1..=500 {
+        wal.append(None, &[entry(index, 1, 100)]).unwrap();
+    }
+    wal.append(None, &entries(10..=20, 2)).unwrap();
+    assert!(wal.segments() > 3);
+    wal.compact(SnapshotMeta { index: 9, term: 1 }, 10).unwrap();
+    assert_eq!(wal.segments(), 1);
+    drop(wal);
+    assert_eq!(open(dir.path()).1.entries, entries(10..=20, 2));
+}
+
+#[test]
+fn a_recycled_segment_without_a_record_is_an_empty_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut wal, _) = open(dir.path());
+    for index in 1..=500 {
+        wal.append(None, &[entry(index, 1, 100)]).unwrap();
+    }
+    wal.compact(SnapshotMeta { index: 500, term: 1 }, 501).unwrap();
+    wal.reset(SnapshotMeta { index: 600, term: 1 }, HardState::default()).unwrap();
+    drop(wal);
+    let (_, recovered) = open(dir.path());
+    assert_eq!(recovered.torn_tail, None);
+    assert!(recovered.entries.is_empty());
+}
+
+#[test]
 fn compaction_of_everything_leaves_an_empty_log_that_goes_on() {
     let dir = tempfile::tempdir().unwrap();
     let (mut wal, _) = open(dir.path());

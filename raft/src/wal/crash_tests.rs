@@ -1,215 +1,15 @@
-//! The log on a disk that loses power and fails calls, against a model of what must survive.
-//!
-//! The simulated disk keeps, beside the real files (what a living kernel shows), the image that a loss of power
-//! would leave: writes since a file's last sync reach it in any subset of sectors, a sector possibly torn, and names
-//! since the directory's last sync in any subset. Every random choice comes from a seed, which a failure prints.
+//! The log on a disk that loses power and fails calls, against a model of what must survive. Every random choice
+//! comes from a seed, which a failure prints.
 
-use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
 
-use super::disk::{Disk, OsDisk};
+use super::crash_disk::{CrashDisk, EIO, ENOSPC, Rng};
 use super::{Identity, Recovered, Wal, WalError, WalOptions};
 use crate::core::types::{Entry, EntryKind, HardState, Index, SnapshotMeta};
 
 const IDENTITY: Identity = Identity { cluster_id: [7; 16], node_id: 1 };
-const EIO: i32 = 5;
-const ENOSPC: i32 = 28;
-
-/// SplitMix64.
-struct Rng(u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-
-    fn percent(&mut self, chance: u64) -> bool {
-        self.below(100) < chance
-    }
-}
-
-#[derive(Default)]
-struct Image {
-    durable: Vec<u8>,
-    pending: Vec<(u64, Vec<u8>)>,
-}
-
-impl Image {
-    fn write(&mut self, offset: u64, bytes: &[u8]) {
-        let end = offset as usize + bytes.len();
-        if self.durable.len() < end {
-            self.durable.resize(end, 0);
-        }
-        self.durable[offset as usize..end].copy_from_slice(bytes);
-    }
-}
-
-enum NameChange {
-    Link(PathBuf, usize),
-    Rename(PathBuf, PathBuf, usize),
-    Unlink(PathBuf),
-}
-
-#[derive(Default)]
-struct Power {
-    images: Vec<Image>,
-    by_inode: BTreeMap<u64, usize>,
-    names: BTreeMap<PathBuf, usize>,
-    pending_names: Vec<NameChange>,
-    /// Calls made so far, and which one is to fail with which error.
-    calls: usize,
-    fail: Option<(usize, i32)>,
-}
-
-impl Power {
-    fn image_of(&self, inode: u64) -> usize {
-        self.by_inode[&inode]
-    }
-
-    fn call(&mut self) -> io::Result<()> {
-        self.calls += 1;
-        match self.fail {
-            Some((at, code)) if at == self.calls => Err(io::Error::from_raw_os_error(code)),
-            _ => Ok(()),
-        }
-    }
-
-    fn change_names(names: &mut BTreeMap<PathBuf, usize>, change: &NameChange) {
-        match change {
-            NameChange::Link(path, image) => {
-                names.insert(path.clone(), *image);
-            }
-            NameChange::Rename(from, to, image) => {
-                names.remove(from);
-                names.insert(to.clone(), *image);
-            }
-            NameChange::Unlink(path) => {
-                names.remove(path);
-            }
-        }
-    }
-}
-
-#[derive(Default)]
-struct CrashDisk(Mutex<Power>);
-
-impl CrashDisk {
-    /// A disk whose files are those of `dir`, all durable.
-    fn with_files_of(dir: &Path) -> CrashDisk {
-        let mut power = Power::default();
-        for entry in fs::read_dir(dir).unwrap() {
-            let path = entry.unwrap().path();
-            power.by_inode.insert(fs::metadata(&path).unwrap().ino(), power.images.len());
-            power.names.insert(path.clone(), power.images.len());
-            power.images.push(Image { durable: fs::read(&path).unwrap(), pending: Vec::new() });
-        }
-        CrashDisk(Mutex::new(power))
-    }
-
-    /// Writes into `dir` what a loss of power might leave.
-    fn lose_power(&self, rng: &mut Rng, dir: &Path) {
-        let power = self.0.lock().unwrap();
-        let mut names = power.names.clone();
-        let kept_percent = [0, 50, 90, 100][rng.below(4) as usize];
-        for change in &power.pending_names {
-            if rng.percent(kept_percent) {
-                Power::change_names(&mut names, change);
-            }
-        }
-        for (path, image) in names {
-            let image = &power.images[image];
-            let mut left = Image { durable: image.durable.clone(), pending: Vec::new() };
-            for (offset, bytes) in &image.pending {
-                let mut at = 0;
-                while at < bytes.len() {
-                    let sector = 512 - (*offset as usize + at) % 512;
-                    let piece = &bytes[at..bytes.len().min(at + sector)];
-                    if rng.percent(kept_percent) {
-                        let kept =
-                            if rng.percent(3) { rng.below(piece.len() as u64) as usize } else { piece.len() };
-                        left.write(offset + at as u64, &piece[..kept]);
-                    }
-                    at += piece.len();
-                }
-            }
-            fs::write(dir.join(path.file_name().unwrap()), &left.durable).unwrap();
-        }
-    }
-}
-
-impl Disk for CrashDisk {
-    fn create(&self, path: &Path) -> io::Result<File> {
-        let mut power = self.0.lock().unwrap();
-        power.call()?;
-        let file = OsDisk.create(path)?;
-        let image = power.images.len();
-        power.images.push(Image::default());
-        power.by_inode.insert(file.metadata()?.ino(), image);
-        power.pending_names.push(NameChange::Link(path.to_path_buf(), image));
-        Ok(file)
-    }
-
-    fn write_at(&self, file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
-        let mut power = self.0.lock().unwrap();
-        power.call()?;
-        OsDisk.write_at(file, bytes, offset)?;
-        let image = power.image_of(file.metadata()?.ino());
-        power.images[image].pending.push((offset, bytes.to_vec()));
-        Ok(())
-    }
-
-    fn sync_data(&self, file: &File) -> io::Result<()> {
-        let mut power = self.0.lock().unwrap();
-        let result = power.call();
-        let image = power.image_of(file.metadata()?.ino());
-        let image = &mut power.images[image];
-        // A failed sync marks the pages clean: the kernel shows the data and will never write it.
-        for (offset, bytes) in std::mem::take(&mut image.pending) {
-            if result.is_ok() {
-                image.write(offset, &bytes);
-            }
-        }
-        result
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        let mut power = self.0.lock().unwrap();
-        power.call()?;
-        let image = power.image_of(fs::metadata(from)?.ino());
-        OsDisk.rename(from, to)?;
-        power.pending_names.push(NameChange::Rename(from.to_path_buf(), to.to_path_buf(), image));
-        Ok(())
-    }
-
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        let mut power = self.0.lock().unwrap();
-        power.call()?;
-        OsDisk.remove(path)?;
-        power.pending_names.push(NameChange::Unlink(path.to_path_buf()));
-        Ok(())
-    }
-
-    fn sync_dir(&self, _dir: &Path) -> io::Result<()> {
-        let mut power = self.0.lock().unwrap();
-        power.call()?;
-        for change in std::mem::take(&mut power.pending_names) {
-            Power::change_names(&mut power.names, &change);
-        }
-        Ok(())
-    }
-}
 
 /// What the log should hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -300,11 +100,7 @@ impl Tested {
         self.generation += 1;
         fs::create_dir(self.dir()).unwrap();
         self.disk.lose_power(rng, &self.dir());
-        let calls = self.disk.0.lock().unwrap().calls;
-        let fail = self.disk.0.lock().unwrap().fail;
-        self.disk = Arc::new(CrashDisk::with_files_of(&self.dir()));
-        self.disk.0.lock().unwrap().calls = calls;
-        self.disk.0.lock().unwrap().fail = fail;
+        self.disk = Arc::new(self.disk.after_the_loss(&self.dir()));
     }
 
     fn current(&self) -> Model {
@@ -406,7 +202,7 @@ fn every_single_failed_call_is_final_and_loses_nothing() {
             let context = SeedOnPanic(call as u64);
             let mut rng = Rng(3);
             let mut tested = Tested::new();
-            tested.disk.0.lock().unwrap().fail = Some((call, code));
+            tested.disk.fail_call(call, code);
             let mut failed = false;
             for round in 0..3 {
                 while tested.wal.is_none() {
@@ -440,7 +236,7 @@ fn every_single_failed_call_is_final_and_loses_nothing() {
                 }
                 if round % 2 == 0 { tested.kill() } else { tested.lose_power(&mut rng) }
             }
-            tested.disk.0.lock().unwrap().fail = None;
+            tested.disk.fail_no_call();
             tested.open().unwrap();
             drop(context);
             if !failed {
@@ -458,10 +254,9 @@ fn a_failed_sync_is_not_retried_and_later_calls_name_the_cause() {
     tested.open().unwrap();
     let entry = Entry { index: 1, term: 1, kind: EntryKind::Noop, data: Default::default() };
     tested.wal().append(None, &[entry]).unwrap();
-    let calls = tested.disk.0.lock().unwrap().calls;
-    tested.disk.0.lock().unwrap().fail = Some((calls + 2, EIO));
+    tested.disk.fail_call(tested.disk.calls() + 2, EIO);
     assert!(matches!(tested.wal().sync(), Err(WalError::Io { action: "sync", .. })));
-    let calls = tested.disk.0.lock().unwrap().calls;
+    let calls = tested.disk.calls();
     let snapshot = SnapshotMeta::default();
     for result in [
         tested.wal().sync(),
@@ -472,7 +267,34 @@ fn a_failed_sync_is_not_retried_and_later_calls_name_the_cause() {
         let Err(WalError::Poisoned { cause }) = result else { panic!("{result:?}") };
         assert!(cause.contains("sync"), "{cause}");
     }
-    assert_eq!(tested.disk.0.lock().unwrap().calls, calls, "a poisoned log leaves the disk alone");
+    assert_eq!(tested.disk.calls(), calls, "a poisoned log leaves the disk alone");
+}
+
+/// A failed sync leaves pages that the living kernel shows and takes for written. The next process reads them back:
+/// it must not build on them before it has written them itself.
+#[test]
+fn a_record_read_back_after_a_failed_sync_is_made_durable_first() {
+    let mut tested = Tested::new();
+    tested.open().unwrap();
+    for index in 1..=2 {
+        let entry = Entry { index, term: 1, kind: EntryKind::Noop, data: Default::default() };
+        let mut model = tested.current();
+        model.append(std::slice::from_ref(&entry));
+        tested.possible.push(model);
+        tested.wal().append(None, &[entry]).unwrap();
+        if index == 1 {
+            tested.wal().sync().unwrap();
+        }
+    }
+    tested.disk.fail_call(tested.disk.calls() + 2, EIO);
+    assert!(tested.wal().sync().is_err());
+    tested.kill();
+    tested.open().unwrap();
+    assert_eq!(tested.current().entries.len(), 2, "the kernel still shows it");
+    for seed in 0..4 {
+        tested.lose_power(&mut Rng(seed));
+        tested.open().unwrap();
+    }
 }
 
 /// Prints the seed when a test panics.

@@ -93,6 +93,8 @@ mod error;
 mod recovery;
 
 #[cfg(test)]
+pub(crate) mod crash_disk;
+#[cfg(test)]
 mod crash_tests;
 
 use std::collections::VecDeque;

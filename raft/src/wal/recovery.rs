@@ -390,3 +390,72 @@ impl Window {
         Ok(later)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::types::{HardState, SnapshotMeta};
+
+    const IDENTITY: Identity = Identity { cluster_id: [1; 16], node_id: 1 };
+
+    /// Recovers a segment made of records, given as (kind, payload, change of the link).
+    fn recover_records(records: &[(u8, &[u8], u32)]) -> Result<Recovery, WalError> {
+        let previous = Tail { end: 0, link: 0 };
+        let (identity, state) = (IDENTITY, LogState::EMPTY);
+        let header = SegmentHeader { identity, sequence: 1, salt: 8, restarts: false, previous, state };
+        let (block, chain) = header.encode();
+        let mut file = block.to_vec();
+        let mut link = chain.seed;
+        for (kind, payload, change) in records {
+            let header = RecordHeader {
+                kind: *kind,
+                length: payload.len() as u32,
+                payload_crc: crc32c::crc32c(payload),
+                link: link ^ change,
+                synced_to: HEADER_BYTES as u64,
+            };
+            let (bytes, crc) = header.encode(chain, file.len() as u64);
+            file.extend_from_slice(&bytes);
+            file.extend_from_slice(payload);
+            link = crc;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("1.wal"), file).unwrap();
+        recover(dir.path(), list(dir.path(), &IDENTITY)?.segments)
+    }
+
+    fn payload(payload: codec::Payload) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        payload.encode(&mut bytes);
+        bytes
+    }
+
+    #[test]
+    fn a_record_that_does_not_continue_the_one_before_ends_the_log() {
+        let terms = [1, 2, 3].map(|term| HardState { term, vote: None, commit: 0 });
+        let payloads = terms.each_ref().map(|hard_state| payload(codec::Payload::HardState(hard_state)));
+        let recovery = recover_records(&[(1, &payloads[0], 0), (1, &payloads[1], 0), (1, &payloads[2], 0)]);
+        assert_eq!(recovery.unwrap().state.hard_state, terms[2]);
+        let recovery = recover_records(&[(1, &payloads[0], 0), (1, &payloads[1], 1), (1, &payloads[2], 0)]);
+        let recovery = recovery.unwrap();
+        assert_eq!(recovery.state.hard_state, terms[0]);
+        assert_eq!(recovery.torn.unwrap().later_records, 2);
+    }
+
+    #[test]
+    fn records_that_contradict_the_log_or_themselves_are_corrupt_despite_their_checksums() {
+        let beyond = payload(codec::Payload::Compaction(SnapshotMeta { index: 1, term: 1 }, 1));
+        let malformed = [0; 8];
+        let gap = [2u64.to_le_bytes(), 1u64.to_le_bytes(), [0; 8], [0; 8]].concat();
+        for (kind, payload) in [(3, &beyond[..]), (1, &malformed), (2, &gap), (2, &malformed)] {
+            let error = recover_records(&[(kind, payload, 0)]).map(drop).unwrap_err();
+            assert!(matches!(error, WalError::Corrupt { offset: 4096, index: 1, .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_record_of_a_newer_release_is_not_dropped_but_refused() {
+        let error = recover_records(&[(77, &[0; 8], 0)]).map(drop).unwrap_err();
+        assert!(matches!(&error, WalError::Unsupported { what, .. } if what.contains("77")), "{error}");
+    }
+}
