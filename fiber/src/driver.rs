@@ -24,6 +24,9 @@ pub trait Driver: Send + Any {
 
     /// Whether looking often is worthwhile: false when nothing but `unpark` can ever end a `poll`.
     fn has_events(&self) -> bool;
+
+    /// The worker has ended: there will be no further `poll`.
+    fn close(&mut self);
 }
 
 /// Ends a [`Driver::poll`], also one that is about to begin.
@@ -64,6 +67,8 @@ impl Driver for ThreadDriver {
     fn has_events(&self) -> bool {
         false
     }
+
+    fn close(&mut self) {}
 }
 
 impl Unpark for Word {

@@ -137,6 +137,8 @@ impl Worker {
                 }
             }
         }
+        // SAFETY: on the owner's thread, and no fiber runs any more.
+        unsafe { (*self.driver.get()).close() };
         context::set_worker(core::ptr::null(), 0);
     }
 

@@ -1,1 +1,55 @@
-//! hook
+//! The libc calls that would block a thread, interposed so that they suspend a fiber.
+//!
+//! Link this crate (`use squall_hook as _;` is enough) and std, and every crate on top of it, runs on fibers: `std::net`,
+//! `std::thread::sleep`, `std::sync`, channels, parking_lot. The same code builds as `libsquall_hook.so` for `LD_PRELOAD`.
+//!
+//! Outside a fiber a hook is one thread-local read and a jump to libc. Inside, it calls the fiber's [`Os`]: the real one tries
+//! without blocking and waits in the reactor, another can be attached to a scheduler. Return values and errno are what the
+//! manual pages say, for O_NONBLOCK, SO_RCVTIMEO and SO_SNDTIMEO as the user set them.
+//!
+//! This is the only crate that knows both libc and the runtime.
+//!
+//! ```
+//! use std::io::{Read, Write};
+//! use std::net::{TcpListener, TcpStream};
+//!
+//! let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+//! let address = listener.local_addr().unwrap();
+//! let server = squall_hook::spawn(move || {
+//!     let (mut connection, _) = listener.accept().unwrap(); // suspends the fiber, not the thread
+//!     let mut buffer = [0; 5];
+//!     connection.read_exact(&mut buffer).unwrap();
+//!     buffer
+//! });
+//! TcpStream::connect(address).unwrap().write_all(b"hello").unwrap();
+//! assert_eq!(&server.join().unwrap(), b"hello");
+//! ```
+
+mod errno;
+mod futex;
+mod os;
+mod real;
+mod real_os;
+mod symbols;
+
+pub use errno::{Errno, Result};
+pub use os::{AddressMut, Buffer, BufferMut, Os, OsExtension, PollEntry};
+pub use real_os::RealOs;
+pub use squall_fiber::{Builder, Fiber, JoinHandle, current, park, scope, sleep, spawn, yield_now};
+
+use squall_fiber::{Scheduler, SchedulerConfig};
+
+/// Runs before `main`: fibers that are spawned outside any scheduler get one with a reactor, because their calls are hooked.
+#[used]
+#[unsafe(link_section = ".init_array")]
+static CONSTRUCTOR: extern "C" fn() = {
+    extern "C" fn construct() {
+        real::resolve_all();
+        squall_fiber::set_default_scheduler(default_scheduler);
+    }
+    construct
+};
+
+fn default_scheduler() -> std::io::Result<Scheduler> {
+    squall_iomanager::scheduler(SchedulerConfig::default())
+}

@@ -1,0 +1,169 @@
+//! Futexes for fibers: what makes std's Mutex, Condvar, Once, park and channels, and parking_lot, wait as fibers wait.
+//!
+//! All of them call `syscall(SYS_futex, ...)`. A fiber that waits goes into a table here, keyed by address; a wake-up, from a
+//! fiber or a thread, first wakes fibers from the table and passes what is left of its count to the kernel, for threads.
+//!
+//! Why no wake-up is lost. The waiter announces itself in its bucket's counter and then, under the bucket's lock, compares
+//! the word and enters the queue. The waker has changed the word before it reads the counter. Both sides have a full fence
+//! between their write and their read, so either the waker sees the counter or the waiter sees the new word.
+
+use crate::errno::{Errno, Result, check};
+use crate::real;
+use core::ffi::{c_int, c_long};
+use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering, fence};
+use squall_fiber::lock::Lock;
+use squall_fiber::{Current, WaitKind, Wake, Waker};
+use std::time::{Duration, Instant};
+
+const BUCKETS: usize = 256;
+const ANY_BIT: u32 = u32::MAX;
+
+struct Waiter {
+    address: usize,
+    bits: u32,
+    waker: Waker,
+}
+
+struct Bucket {
+    /// Fibers that are in the queue or about to enter it.
+    announced: AtomicUsize,
+    queue: Lock<Vec<Waiter>>,
+}
+
+static TABLE: [Bucket; BUCKETS] =
+    [const { Bucket { announced: AtomicUsize::new(0), queue: Lock::new(Vec::new()) } }; BUCKETS];
+
+fn bucket(address: usize) -> &'static Bucket {
+    // Fibonacci hashing of the word's number; futex words are aligned to 4 bytes.
+    let hash = (address >> 2).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    &TABLE[hash >> (usize::BITS - BUCKETS.trailing_zeros())]
+}
+
+/// `FUTEX_WAIT` and `FUTEX_WAIT_BITSET` in a fiber.
+pub(crate) fn wait(
+    current: Current<'_>,
+    word: &AtomicU32,
+    expected: u32,
+    deadline: Option<Instant>,
+    bits: u32,
+) -> Result<usize> {
+    if bits == 0 {
+        return Err(Errno::INVAL);
+    }
+    let address = word.as_ptr() as usize;
+    let bucket = bucket(address);
+    bucket.announced.fetch_add(1, Ordering::SeqCst);
+    fence(Ordering::SeqCst);
+    let outcome = {
+        let mut queue = bucket.queue.lock();
+        if word.load(Ordering::SeqCst) == expected {
+            let wait = current.begin_wait(WaitKind::Futex, address as u64);
+            let waker = wait.waker();
+            queue.push(Waiter { address, bits, waker: waker.clone() });
+            drop(queue);
+            let wake = wait.block(deadline);
+            if wake == Wake::TimedOut {
+                bucket.queue.lock().retain(|waiter| !waiter.waker.is_same(&waker));
+                Err(Errno::TIMEDOUT)
+            } else {
+                Ok(0)
+            }
+        } else {
+            Err(Errno::AGAIN)
+        }
+    };
+    bucket.announced.fetch_sub(1, Ordering::SeqCst);
+    outcome
+}
+
+/// Wakes at most `count` fibers that wait for `address` with one of `bits`, longest first. Returns how many.
+pub(crate) fn wake_fibers(address: usize, count: usize, bits: u32) -> usize {
+    let bucket = bucket(address);
+    fence(Ordering::SeqCst);
+    if bucket.announced.load(Ordering::SeqCst) == 0 {
+        return 0;
+    }
+    let mut woken = 0;
+    bucket.queue.lock().retain(|waiter| {
+        if woken == count || waiter.address != address || (waiter.bits & bits) == 0 {
+            return true;
+        }
+        // False: its time was up first. It takes itself for timed out, so the wake-up is for the next.
+        woken += usize::from(waiter.waker.wake(Wake::Ready));
+        false
+    });
+    woken
+}
+
+/// `syscall(SYS_futex, ...)`, from a fiber (`current`) or a thread.
+///
+/// # Safety
+/// As for the system call.
+pub(crate) unsafe fn futex(current: Option<Current<'_>>, arguments: [c_long; 6]) -> Result<usize> {
+    // SAFETY: by the caller's contract.
+    let kernel =
+        |arguments: [c_long; 6]| check(unsafe { real::syscall(libc::SYS_futex, arguments) } as isize);
+    let [address, operation, value, timeout, _, bits] = arguments;
+    let operation = operation as c_int;
+    let command = operation & !(libc::FUTEX_PRIVATE_FLAG | libc::FUTEX_CLOCK_REALTIME);
+    let is_private = (operation & libc::FUTEX_PRIVATE_FLAG) != 0;
+    match command {
+        libc::FUTEX_WAIT | libc::FUTEX_WAIT_BITSET => {
+            let Some(current) = current else { return kernel(arguments) };
+            if !is_private {
+                // Another process may be the one that wakes: only the kernel knows of it.
+                return squall_fiber::run_blocking(|| kernel(arguments));
+            }
+            if address == 0 || (address & 3) != 0 {
+                return kernel(arguments);
+            }
+            // SAFETY: the caller passes a futex word, aligned as just checked.
+            let word = unsafe { AtomicU32::from_ptr(address as *mut u32) };
+            // SAFETY: the caller passes null or a timespec.
+            let timeout = unsafe { (timeout as *const libc::timespec).as_ref() };
+            let (deadline, bits) = if command == libc::FUTEX_WAIT {
+                (timeout.map(|relative| Instant::now().checked_add(duration(relative))), ANY_BIT)
+            } else {
+                let clock = if (operation & libc::FUTEX_CLOCK_REALTIME) != 0 {
+                    libc::CLOCK_REALTIME
+                } else {
+                    libc::CLOCK_MONOTONIC
+                };
+                (timeout.map(|absolute| deadline_on(clock, absolute)), bits as u32)
+            };
+            wait(current, word, value as u32, deadline.flatten(), bits)
+        }
+        libc::FUTEX_WAKE | libc::FUTEX_WAKE_BITSET => {
+            let wanted = (value as c_int).max(0) as usize;
+            let bits = if command == libc::FUTEX_WAKE { ANY_BIT } else { bits as u32 };
+            let woken = if is_private { wake_fibers(address as usize, wanted, bits) } else { 0 };
+            if woken == wanted && wanted > 0 {
+                return Ok(woken);
+            }
+            let mut rest = arguments;
+            rest[2] = (wanted - woken) as c_long;
+            kernel(rest).map(|threads| woken + threads)
+        }
+        libc::FUTEX_REQUEUE | libc::FUTEX_CMP_REQUEUE => {
+            // Fibers are woken instead of moved: a futex wait may always end early, and they will wait on the other word by
+            // themselves.
+            if is_private {
+                wake_fibers(address as usize, usize::MAX, ANY_BIT);
+            }
+            kernel(arguments)
+        }
+        _ => kernel(arguments),
+    }
+}
+
+fn duration(time: &libc::timespec) -> Duration {
+    Duration::new(time.tv_sec.max(0) as u64, time.tv_nsec.clamp(0, 999_999_999) as u32)
+}
+
+/// When an absolute time on some clock will be, on the clock that timers run on. `None` if never.
+pub(crate) fn deadline_on(clock: libc::clockid_t, absolute: &libc::timespec) -> Option<Instant> {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: fills the struct it is given.
+    unsafe { libc::clock_gettime(clock, &mut now) };
+    Instant::now().checked_add(duration(absolute).saturating_sub(duration(&now)))
+}

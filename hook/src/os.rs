@@ -1,0 +1,223 @@
+//! The `Os` seam: everything that a fiber can wait for passes through here, to the real operating system or a simulated one.
+//!
+//! A hook that finds itself in a fiber calls the [`Os`] of that fiber's scheduler. [`crate::real_os::RealOs`] tries without
+//! blocking and waits in the reactor. Another implementation is attached to a scheduler as its extension, an [`OsExtension`];
+//! its descriptors are whatever it says they are.
+//!
+//! Futexes are not in the trait: they are memory, the same in any world, and wait in this crate's own table.
+
+use crate::errno::Result;
+use crate::real_os::RealOs;
+use core::mem::MaybeUninit;
+use squall_fiber::{Current, with_current};
+use std::os::fd::RawFd;
+use std::time::{Duration, Instant};
+
+/// A piece of the caller's memory that a call fills. The same layout as C's `iovec`.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub struct BufferMut(libc::iovec);
+
+/// A piece of the caller's memory that a call reads. The same layout as C's `iovec`.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub struct Buffer(libc::iovec);
+
+impl BufferMut {
+    /// # Safety
+    /// The memory is the caller's to write for as long as the value is used.
+    pub(crate) unsafe fn new(start: *mut core::ffi::c_void, length: usize) -> Self {
+        Self(libc::iovec { iov_base: start, iov_len: length })
+    }
+
+    /// Bytes of it.
+    pub fn len(&self) -> usize {
+        self.0.iov_len
+    }
+
+    /// Whether it has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The memory.
+    pub fn as_mut_slice(&mut self) -> &mut [MaybeUninit<u8>] {
+        if self.is_empty() {
+            return &mut [];
+        }
+        // SAFETY: by the contract of `new`, and not null, since it has bytes.
+        unsafe { core::slice::from_raw_parts_mut(self.0.iov_base.cast(), self.0.iov_len) }
+    }
+}
+
+impl Buffer {
+    /// # Safety
+    /// The memory is readable for as long as the value is used.
+    pub(crate) unsafe fn new(start: *const core::ffi::c_void, length: usize) -> Self {
+        Self(libc::iovec { iov_base: start.cast_mut(), iov_len: length })
+    }
+
+    /// Bytes of it.
+    pub fn len(&self) -> usize {
+        self.0.iov_len
+    }
+
+    /// Whether it has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The memory.
+    pub fn as_slice(&self) -> &[u8] {
+        if self.is_empty() {
+            return &[];
+        }
+        // SAFETY: by the contract of `new`, and not null, since it has bytes.
+        unsafe { core::slice::from_raw_parts(self.0.iov_base.cast(), self.0.iov_len) }
+    }
+
+    /// What is left after the first `count` bytes.
+    pub(crate) fn skip(self, count: usize) -> Self {
+        let count = count.min(self.len());
+        Self(libc::iovec {
+            iov_base: self.0.iov_base.wrapping_byte_add(count),
+            iov_len: self.0.iov_len - count,
+        })
+    }
+}
+
+impl core::fmt::Debug for BufferMut {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "BufferMut({} bytes)", self.len())
+    }
+}
+
+impl core::fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "Buffer({} bytes)", self.len())
+    }
+}
+
+/// Room for a socket address that a call fills, as C passes it.
+#[derive(Debug)]
+pub struct AddressMut {
+    pub(crate) address: *mut libc::sockaddr,
+    pub(crate) length: *mut libc::socklen_t,
+}
+
+impl AddressMut {
+    /// Stores an address as the kernel would: cut to the room there is, with its full length.
+    pub fn set(&mut self, bytes: &[u8]) {
+        if self.address.is_null() || self.length.is_null() {
+            return;
+        }
+        // SAFETY: by the contract of the C calls that take one, `length` says how much room there is at `address`.
+        unsafe {
+            let room = *self.length as usize;
+            core::ptr::copy_nonoverlapping(bytes.as_ptr(), self.address.cast::<u8>(), room.min(bytes.len()));
+            *self.length = bytes.len() as libc::socklen_t;
+        }
+    }
+}
+
+/// One descriptor of a `poll`. The same as C's `pollfd`.
+pub type PollEntry = libc::pollfd;
+
+/// An operating system, as far as it can make a fiber wait. Every call behaves as its manual page says for the descriptor's own
+/// settings: O_NONBLOCK, SO_RCVTIMEO, SO_SNDTIMEO.
+///
+/// # Blocking
+/// Every method may suspend the calling fiber, and none blocks its thread but for disk access that the page cache hides.
+pub trait Os: Send + Sync {
+    /// Sleeps until `deadline`, or for ever.
+    fn sleep_until(&self, current: Current<'_>, deadline: Option<Instant>);
+    /// `connect`.
+    fn connect(&self, current: Current<'_>, fd: RawFd, address: &[u8]) -> Result<()>;
+    /// `accept4`.
+    fn accept(&self, current: Current<'_>, fd: RawFd, peer: AddressMut, flags: i32) -> Result<RawFd>;
+    /// `recv`, `recvfrom`.
+    fn receive(
+        &self,
+        current: Current<'_>,
+        fd: RawFd,
+        buffer: BufferMut,
+        flags: i32,
+        from: Option<AddressMut>,
+    ) -> Result<usize>;
+    /// `send`, `sendto`; `to` is the address if there is one.
+    fn send(
+        &self,
+        current: Current<'_>,
+        fd: RawFd,
+        buffer: Buffer,
+        flags: i32,
+        to: Option<&[u8]>,
+    ) -> Result<usize>;
+    /// `recvmsg`.
+    fn receive_message(
+        &self,
+        current: Current<'_>,
+        fd: RawFd,
+        message: &mut libc::msghdr,
+        flags: i32,
+    ) -> Result<usize>;
+    /// `sendmsg`.
+    fn send_message(
+        &self,
+        current: Current<'_>,
+        fd: RawFd,
+        message: &libc::msghdr,
+        flags: i32,
+    ) -> Result<usize>;
+    /// `read`, `readv`.
+    fn read(&self, current: Current<'_>, fd: RawFd, buffers: &mut [BufferMut]) -> Result<usize>;
+    /// `write`, `writev`.
+    fn write(&self, current: Current<'_>, fd: RawFd, buffers: &[Buffer]) -> Result<usize>;
+    /// `poll`; no timeout means for ever.
+    fn poll(
+        &self,
+        current: Current<'_>,
+        entries: &mut [PollEntry],
+        timeout: Option<Duration>,
+    ) -> Result<usize>;
+    /// `close`.
+    fn close(&self, current: Current<'_>, fd: RawFd) -> Result<()>;
+    /// `fsync`, or `fdatasync` if `data_only`.
+    fn sync_file(&self, current: Current<'_>, fd: RawFd, data_only: bool) -> Result<()>;
+}
+
+/// What is attached to a scheduler to give its fibers another operating system.
+///
+/// ```
+/// # fn attach(os: &'static dyn squall_hook::Os) {
+/// let extension: &'static squall_hook::OsExtension = Box::leak(Box::new(squall_hook::OsExtension(os)));
+/// let manager = squall_iomanager::IoManager::with_extension(1, true, Some(extension)).unwrap();
+/// # }
+/// ```
+pub struct OsExtension(pub &'static dyn Os);
+
+impl core::fmt::Debug for OsExtension {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("OsExtension")
+    }
+}
+
+/// The test that every hook makes first: in a fiber, calls `fiber` with the fiber's operating system, else `plain`.
+#[inline(always)]
+pub(crate) fn in_fiber_or<R>(fiber: impl FnOnce(Current<'_>, &dyn Os) -> R, plain: impl FnOnce() -> R) -> R {
+    with_current(|current| {
+        let Some(current) = current else { return plain() };
+        // A fiber that shares its worker's thread-locals must not switch while it unwinds: the next fiber would find itself
+        // panicking, too. With its own thread-locals it may.
+        if !current.has_private_tls() && std::thread::panicking() {
+            return plain();
+        }
+        match current.extension() {
+            None => fiber(current, &RealOs),
+            Some(extension) => match extension.downcast_ref::<OsExtension>() {
+                Some(OsExtension(os)) => fiber(current, *os),
+                None => fiber(current, &RealOs),
+            },
+        }
+    })
+}

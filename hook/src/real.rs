@@ -1,0 +1,138 @@
+//! libc's own functions, behind the names that this crate takes over.
+//!
+//! All are looked up with `dlsym(RTLD_NEXT)` by a constructor, before `main` and so before any thread. A call that comes even
+//! earlier (another library's constructor) looks its function up itself: `dlsym` calls none of the hooked functions.
+
+use core::ffi::{CStr, c_char, c_int, c_long, c_uint, c_ulong, c_void};
+use core::sync::atomic::{AtomicPtr, Ordering};
+use libc::{
+    addrinfo, iovec, msghdr, nfds_t, off_t, pid_t, pollfd, pthread_key_t, pthread_t, size_t, sockaddr,
+    socklen_t, ssize_t, timespec, useconds_t,
+};
+
+fn next_symbol(name: &CStr) -> *mut c_void {
+    // SAFETY: `name` is a C string; dlsym only looks it up.
+    unsafe { libc::dlsym(libc::RTLD_NEXT, name.as_ptr()) }
+}
+
+macro_rules! real_functions {
+    ($(fn $name:ident($($argument:ident: $type:ty),*) -> $result:ty;)*) => {
+        $(
+            mod $name {
+                use super::*;
+
+                pub(super) static FUNCTION: AtomicPtr<c_void> = AtomicPtr::new(core::ptr::null_mut());
+
+                #[cold]
+                pub(super) fn resolve() -> *mut c_void {
+                    const NAME: &CStr = match CStr::from_bytes_with_nul(
+                        concat!(stringify!($name), "\0").as_bytes(),
+                    ) {
+                        Ok(name) => name,
+                        Err(_) => unreachable!(),
+                    };
+                    let function = next_symbol(NAME);
+                    // Without the real function the program could not have run without this library either.
+                    assert!(!function.is_null(), concat!("libc exports no ", stringify!($name)));
+                    FUNCTION.store(function, Ordering::Relaxed);
+                    function
+                }
+            }
+
+            #[doc = concat!("libc's own `", stringify!($name), "`.")]
+            ///
+            /// # Safety
+            /// As for the libc function.
+            #[inline(always)]
+            pub(crate) unsafe fn $name($($argument: $type),*) -> $result {
+                let mut function = $name::FUNCTION.load(Ordering::Relaxed);
+                if function.is_null() {
+                    function = $name::resolve();
+                }
+                // SAFETY: libc's function of that name has this signature.
+                let function = unsafe {
+                    core::mem::transmute::<*mut c_void, unsafe extern "C" fn($($type),*) -> $result>(function)
+                };
+                // SAFETY: by the caller's contract.
+                unsafe { function($($argument),*) }
+            }
+        )*
+
+        /// Looks all of them up, so that no later call has to.
+        pub(crate) fn resolve_all() {
+            $($name::resolve();)*
+        }
+    };
+}
+
+real_functions! {
+    fn sleep(seconds: c_uint) -> c_uint;
+    fn usleep(microseconds: useconds_t) -> c_int;
+    fn nanosleep(request: *const timespec, remaining: *mut timespec) -> c_int;
+    fn clock_nanosleep(clock: c_int, flags: c_int, request: *const timespec, remaining: *mut timespec) -> c_int;
+    fn sched_yield() -> c_int;
+    fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int;
+    fn socketpair(domain: c_int, kind: c_int, protocol: c_int, pair: *mut c_int) -> c_int;
+    fn connect(fd: c_int, address: *const sockaddr, length: socklen_t) -> c_int;
+    fn accept4(fd: c_int, address: *mut sockaddr, length: *mut socklen_t, flags: c_int) -> c_int;
+    fn recv(fd: c_int, buffer: *mut c_void, length: size_t, flags: c_int) -> ssize_t;
+    fn recvfrom(fd: c_int, buffer: *mut c_void, length: size_t, flags: c_int, address: *mut sockaddr, address_length: *mut socklen_t) -> ssize_t;
+    fn recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t;
+    fn send(fd: c_int, buffer: *const c_void, length: size_t, flags: c_int) -> ssize_t;
+    fn sendto(fd: c_int, buffer: *const c_void, length: size_t, flags: c_int, address: *const sockaddr, address_length: socklen_t) -> ssize_t;
+    fn sendmsg(fd: c_int, message: *const msghdr, flags: c_int) -> ssize_t;
+    fn read(fd: c_int, buffer: *mut c_void, length: size_t) -> ssize_t;
+    fn readv(fd: c_int, vectors: *const iovec, count: c_int) -> ssize_t;
+    fn write(fd: c_int, buffer: *const c_void, length: size_t) -> ssize_t;
+    fn writev(fd: c_int, vectors: *const iovec, count: c_int) -> ssize_t;
+    fn preadv2(fd: c_int, vectors: *const iovec, count: c_int, offset: off_t, flags: c_int) -> ssize_t;
+    fn pwritev2(fd: c_int, vectors: *const iovec, count: c_int, offset: off_t, flags: c_int) -> ssize_t;
+    fn poll(entries: *mut pollfd, count: nfds_t, timeout_ms: c_int) -> c_int;
+    fn ppoll(entries: *mut pollfd, count: nfds_t, timeout: *const timespec, mask: *const libc::sigset_t) -> c_int;
+    fn close(fd: c_int) -> c_int;
+    fn dup(fd: c_int) -> c_int;
+    fn dup2(fd: c_int, target: c_int) -> c_int;
+    fn dup3(fd: c_int, target: c_int, flags: c_int) -> c_int;
+    fn fcntl(fd: c_int, command: c_int, argument: c_ulong) -> c_int;
+    fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_void) -> c_int;
+    fn getsockopt(fd: c_int, level: c_int, option: c_int, value: *mut c_void, length: *mut socklen_t) -> c_int;
+    fn setsockopt(fd: c_int, level: c_int, option: c_int, value: *const c_void, length: socklen_t) -> c_int;
+    fn pipe2(pair: *mut c_int, flags: c_int) -> c_int;
+    fn fsync(fd: c_int) -> c_int;
+    fn fdatasync(fd: c_int) -> c_int;
+    fn getaddrinfo(node: *const c_char, service: *const c_char, hints: *const addrinfo, result: *mut *mut addrinfo) -> c_int;
+    fn waitpid(pid: pid_t, status: *mut c_int, options: c_int) -> pid_t;
+    fn pthread_join(thread: pthread_t, value: *mut *mut c_void) -> c_int;
+    fn pthread_key_create(key: *mut pthread_key_t, destructor: Option<unsafe extern "C" fn(*mut c_void)>) -> c_int;
+    fn pthread_key_delete(key: pthread_key_t) -> c_int;
+}
+
+/// Any system call, with the C convention: -1 and errno on failure.
+///
+/// # Safety
+/// As for the system call.
+#[inline(always)]
+pub(crate) unsafe fn syscall(number: c_long, arguments: [c_long; 6]) -> c_long {
+    // SAFETY: by the caller's contract.
+    let result = unsafe { squall_fiber::sys::raw_syscall(number, arguments) };
+    // The kernel reserves the last page of addresses for errors.
+    if (-4095..0).contains(&result) {
+        set_errno(-result as c_int);
+        -1
+    } else {
+        result
+    }
+}
+
+/// The caller's errno: the fiber's own, in a private-TLS fiber.
+#[inline]
+pub(crate) fn errno() -> c_int {
+    // SAFETY: the address is valid for the calling thread or fiber.
+    unsafe { *libc::__errno_location() }
+}
+
+#[inline]
+pub(crate) fn set_errno(value: c_int) {
+    // SAFETY: as above.
+    unsafe { *libc::__errno_location() = value };
+}

@@ -1,0 +1,134 @@
+//! `read` and `write` on anything: sockets, pipes and their like, files.
+
+use super::kind::{self, Kind};
+use super::poll::is_ready;
+use super::socket::{VectorWindow, send_all};
+use super::wait::{is_nonblocking, retry};
+use crate::errno::{Errno, Result, check};
+use crate::os::{Buffer, BufferMut};
+use crate::real;
+use core::ffi::c_int;
+use squall_iomanager::descriptor::{Direction, Slot};
+use std::os::fd::RawFd;
+
+/// As much as a pipe that polls writable is sure to take.
+const PIPE_BUF: usize = 4096;
+
+pub(super) fn read(fd: RawFd, buffers: &mut [BufferMut]) -> Result<usize> {
+    let vectors: *mut libc::iovec = buffers.as_mut_ptr().cast();
+    let count = buffers.len() as c_int;
+    let wants_nothing = buffers.iter().all(BufferMut::is_empty);
+    let direct = || {
+        // SAFETY: a BufferMut has the layout of an iovec, and its memory is the caller's.
+        check(unsafe {
+            if count == 1 {
+                real::read(fd, (*vectors).iov_base, (*vectors).iov_len)
+            } else {
+                real::readv(fd, vectors, count)
+            }
+        })
+    };
+    match kind::pollable(fd) {
+        // Reading nothing never waits, on sockets neither, unlike receiving nothing.
+        _ if wants_nothing => direct(),
+        Some((Kind::Socket, slot)) => retry(fd, slot, Direction::Read, || {
+            // SAFETY: as above.
+            check(unsafe {
+                if count == 1 {
+                    real::recv(fd, (*vectors).iov_base, (*vectors).iov_len, libc::MSG_DONTWAIT)
+                } else {
+                    let mut message: libc::msghdr = core::mem::zeroed();
+                    (message.msg_iov, message.msg_iovlen) = (vectors, count as _);
+                    real::recvmsg(fd, &mut message, libc::MSG_DONTWAIT)
+                }
+            })
+        }),
+        Some((kind, slot)) => retry(fd, slot, Direction::Read, || {
+            if kind == Kind::NoWait {
+                // SAFETY: as above; offset -1 means "where the file stands".
+                match check(unsafe { real::preadv2(fd, vectors, count, -1, libc::RWF_NOWAIT) }) {
+                    Err(Errno::OPNOTSUPP) => slot.set_note(Kind::PollFirst as u32),
+                    answer => return answer,
+                }
+            }
+            if is_ready(fd, Direction::Read) { direct() } else { Err(Errno::AGAIN) }
+        }),
+        None => direct(),
+    }
+}
+
+pub(super) fn write(fd: RawFd, buffers: &[Buffer]) -> Result<usize> {
+    let vectors: *const libc::iovec = buffers.as_ptr().cast();
+    let count = buffers.len() as c_int;
+    let size: usize = buffers.iter().map(Buffer::len).sum();
+    let direct = || {
+        // SAFETY: a Buffer has the layout of an iovec, and its memory is the caller's.
+        check(unsafe {
+            if count == 1 {
+                real::write(fd, (*vectors).iov_base, (*vectors).iov_len)
+            } else {
+                real::writev(fd, vectors, count)
+            }
+        })
+    };
+    match kind::pollable(fd) {
+        Some((Kind::Socket, slot)) => {
+            let mut window = VectorWindow::new();
+            send_all(fd, slot, size, |sent| {
+                // SAFETY: the vectors are the caller's, or a window into them.
+                check(unsafe {
+                    if count == 1 {
+                        let rest = buffers[0].skip(sent);
+                        let bytes = rest.as_slice();
+                        real::send(fd, bytes.as_ptr().cast(), bytes.len(), libc::MSG_DONTWAIT)
+                    } else {
+                        let mut message: libc::msghdr = core::mem::zeroed();
+                        (message.msg_iov, message.msg_iovlen) = (vectors.cast_mut(), count as _);
+                        if sent > 0 {
+                            let (start, length) = window.after(iovecs(buffers), sent);
+                            (message.msg_iov, message.msg_iovlen) = (start, length as _);
+                        }
+                        real::sendmsg(fd, &message, libc::MSG_DONTWAIT)
+                    }
+                })
+            })
+        }
+        Some((kind, slot)) if size > 0 && !is_nonblocking(fd)? => {
+            write_waitable(fd, kind, slot, buffers, size)
+        }
+        _ => direct(),
+    }
+}
+
+/// A blocking write to a pipe or the like: everything, in order.
+fn write_waitable(fd: RawFd, kind: Kind, slot: &Slot, buffers: &[Buffer], size: usize) -> Result<usize> {
+    let mut window = VectorWindow::new();
+    let mut kind = kind;
+    send_all(fd, slot, size, |sent| {
+        let (start, count) = window.after(iovecs(buffers), sent);
+        if kind == Kind::NoWait {
+            // SAFETY: the window points into the caller's buffers; offset -1 means "where the file stands".
+            match check(unsafe { real::pwritev2(fd, start, count as c_int, -1, libc::RWF_NOWAIT) }) {
+                Err(Errno::OPNOTSUPP) => {
+                    kind = Kind::PollFirst;
+                    slot.set_note(kind as u32);
+                }
+                answer => return answer,
+            }
+        }
+        if !is_ready(fd, Direction::Write) {
+            return Err(Errno::AGAIN);
+        }
+        // SAFETY: as above; the window is not empty while something is left to write.
+        let first = unsafe { *start };
+        // SAFETY: as above.
+        check(unsafe { real::write(fd, first.iov_base, first.iov_len.min(PIPE_BUF)) })
+    })
+}
+
+fn iovecs(buffers: &[Buffer]) -> impl Iterator<Item = libc::iovec> {
+    buffers.iter().map(|buffer| {
+        let bytes = buffer.as_slice();
+        libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() }
+    })
+}

@@ -1,0 +1,119 @@
+//! The real operating system under fibers: try without blocking, and if that would block, wait in the reactor.
+//!
+//! The kernel is the only record of a descriptor's settings. Sockets are tried with `MSG_DONTWAIT`, pipes and the like with
+//! `RWF_NOWAIT`: neither touches O_NONBLOCK, which belongs to the open file and is shared with duplicates, children and whoever
+//! was sent the descriptor. Only when a call would block is the kernel asked whether the user wants that (O_NONBLOCK) and for
+//! how long (SO_RCVTIMEO, SO_SNDTIMEO). So nothing can be out of date, whatever a descriptor went through before.
+//!
+//! `accept` alone has no such flag: see [`listener`].
+
+mod connect;
+mod file;
+mod kind;
+pub(crate) mod listener;
+mod poll;
+mod socket;
+mod wait;
+
+use crate::errno::{Result, check_int};
+use crate::os::{AddressMut, Buffer, BufferMut, Os, PollEntry};
+use crate::real;
+use squall_fiber::{Current, WaitKind};
+use std::os::fd::RawFd;
+use std::time::{Duration, Instant};
+
+/// The operating system that the process runs on.
+#[derive(Debug, Clone, Copy)]
+pub struct RealOs;
+
+impl Os for RealOs {
+    fn sleep_until(&self, current: Current<'_>, deadline: Option<Instant>) {
+        current.begin_wait(WaitKind::Sleep, 0).block(deadline);
+    }
+
+    fn connect(&self, _: Current<'_>, fd: RawFd, address: &[u8]) -> Result<()> {
+        connect::connect(fd, address)
+    }
+
+    fn accept(&self, _: Current<'_>, fd: RawFd, peer: AddressMut, flags: i32) -> Result<RawFd> {
+        listener::accept(fd, peer, flags)
+    }
+
+    fn receive(
+        &self,
+        _: Current<'_>,
+        fd: RawFd,
+        buffer: BufferMut,
+        flags: i32,
+        from: Option<AddressMut>,
+    ) -> Result<usize> {
+        socket::receive(fd, buffer, flags, from)
+    }
+
+    fn send(
+        &self,
+        _: Current<'_>,
+        fd: RawFd,
+        buffer: Buffer,
+        flags: i32,
+        to: Option<&[u8]>,
+    ) -> Result<usize> {
+        socket::send(fd, buffer, flags, to)
+    }
+
+    fn receive_message(
+        &self,
+        _: Current<'_>,
+        fd: RawFd,
+        message: &mut libc::msghdr,
+        flags: i32,
+    ) -> Result<usize> {
+        socket::receive_message(fd, message, flags)
+    }
+
+    fn send_message(&self, _: Current<'_>, fd: RawFd, message: &libc::msghdr, flags: i32) -> Result<usize> {
+        socket::send_message(fd, message, flags)
+    }
+
+    fn read(&self, _: Current<'_>, fd: RawFd, buffers: &mut [BufferMut]) -> Result<usize> {
+        file::read(fd, buffers)
+    }
+
+    fn write(&self, _: Current<'_>, fd: RawFd, buffers: &[Buffer]) -> Result<usize> {
+        file::write(fd, buffers)
+    }
+
+    fn poll(
+        &self,
+        current: Current<'_>,
+        entries: &mut [PollEntry],
+        timeout: Option<Duration>,
+    ) -> Result<usize> {
+        poll::poll(current, entries, timeout)
+    }
+
+    fn close(&self, _: Current<'_>, fd: RawFd) -> Result<()> {
+        close(fd)
+    }
+
+    fn sync_file(&self, _: Current<'_>, fd: RawFd, data_only: bool) -> Result<()> {
+        squall_fiber::run_blocking(|| {
+            // SAFETY: no memory is involved.
+            check_int(unsafe { if data_only { real::fdatasync(fd) } else { real::fsync(fd) } }).map(drop)
+        })
+    }
+}
+
+/// `close`, from fibers and threads alike: whoever waits for the descriptor learns of it before its number can be reused.
+pub(crate) fn close(fd: RawFd) -> Result<()> {
+    listener::forget(fd);
+    squall_iomanager::descriptor::forget(fd);
+    // SAFETY: no memory is involved.
+    check_int(unsafe { real::close(fd) }).map(drop)
+}
+
+/// A descriptor number that has just been made: nothing known about it before holds.
+pub(crate) fn forget(fd: RawFd) {
+    listener::forget(fd);
+    squall_iomanager::descriptor::forget(fd);
+}

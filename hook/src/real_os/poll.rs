@@ -1,0 +1,96 @@
+//! Waiting for several descriptors at once.
+
+use crate::errno::{Errno, Result, check_int};
+use crate::os::PollEntry;
+use crate::real;
+use squall_fiber::{Current, WaitKind, Wake, Waker};
+use squall_iomanager::descriptor::{self, Direction};
+use std::os::fd::RawFd;
+use std::time::{Duration, Instant};
+
+/// Asks the kernel, without waiting.
+fn look(entries: &mut [PollEntry]) -> Result<usize> {
+    // SAFETY: the entries are a live slice.
+    check_int(unsafe { real::poll(entries.as_mut_ptr(), entries.len() as libc::nfds_t, 0) })
+        .map(|count| count as usize)
+}
+
+/// Whether a call in this direction would not wait.
+pub(super) fn is_ready(fd: RawFd, direction: Direction) -> bool {
+    let events = match direction {
+        Direction::Read => libc::POLLIN,
+        Direction::Write => libc::POLLOUT,
+    };
+    look(&mut [PollEntry { fd, events, revents: 0 }]).is_ok_and(|count| count > 0)
+}
+
+pub(super) fn poll(
+    current: Current<'_>,
+    entries: &mut [PollEntry],
+    timeout: Option<Duration>,
+) -> Result<usize> {
+    let ready = look(entries)?;
+    if ready > 0 || timeout == Some(Duration::ZERO) {
+        return Ok(ready);
+    }
+    // A timeout beyond the end of the clock never comes.
+    let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+    loop {
+        let wait = current.begin_wait(WaitKind::Poll, entries.len() as u64);
+        let waker = wait.waker();
+        let mut ready = match add_wakers(entries, &waker) {
+            Ok(()) => look(entries),
+            Err(errno) => Err(errno),
+        };
+        // Only now is there nothing between the look and the wait that could be missed.
+        let mut timed_out = false;
+        if ready == Ok(0) {
+            timed_out = wait.block(deadline) == Wake::TimedOut;
+            ready = look(entries);
+        } else {
+            wait.abandon();
+        }
+        remove_wakers(entries, &waker);
+        if ready != Ok(0) || timed_out {
+            return ready;
+        }
+    }
+}
+
+/// An entry without events still waits for errors and hang-ups, which fire both directions.
+fn directions(entry: &PollEntry) -> [bool; 2] {
+    let read = (entry.events
+        & (libc::POLLIN | libc::POLLPRI | libc::POLLRDHUP | libc::POLLRDNORM | libc::POLLRDBAND))
+        != 0;
+    let write = (entry.events & (libc::POLLOUT | libc::POLLWRNORM | libc::POLLWRBAND)) != 0;
+    if read || write { [read, write] } else { [true, true] }
+}
+
+fn each_slot(
+    entries: &[PollEntry],
+    mut f: impl FnMut(&'static descriptor::Slot, Direction) -> Result<()>,
+) -> Result<()> {
+    for entry in entries {
+        let Some(slot) = descriptor::slot(entry.fd) else { continue };
+        for (direction, wanted) in [Direction::Read, Direction::Write].into_iter().zip(directions(entry)) {
+            if wanted {
+                f(slot, direction)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn add_wakers(entries: &[PollEntry], waker: &Waker) -> Result<()> {
+    each_slot(entries, |slot, direction| {
+        slot.add_waker(direction, waker.clone())
+            .map_err(|error| Errno(error.raw_os_error().unwrap_or(libc::ENOMEM)))
+    })
+}
+
+fn remove_wakers(entries: &[PollEntry], waker: &Waker) {
+    let _ = each_slot(entries, |slot, direction| {
+        slot.remove_waker(direction, waker);
+        Ok(())
+    });
+}

@@ -1,0 +1,228 @@
+//! Receiving and sending on sockets.
+
+use super::kind;
+use super::wait::{Waiting, retry};
+use crate::errno::{Errno, Result, check};
+use crate::os::{AddressMut, Buffer, BufferMut};
+use crate::real;
+use core::ffi::c_int;
+use squall_iomanager::descriptor::{Direction, Slot};
+use std::os::fd::RawFd;
+
+pub(super) fn receive(
+    fd: RawFd,
+    mut buffer: BufferMut,
+    flags: c_int,
+    from: Option<AddressMut>,
+) -> Result<usize> {
+    let (mut address, mut length) = (core::ptr::null_mut(), core::ptr::null_mut());
+    if let Some(from) = &from {
+        (address, length) = (from.address, from.length);
+    }
+    let room = buffer.as_mut_slice();
+    let (start, size) = (room.as_mut_ptr(), room.len());
+    let attempt = |offset: usize, flags| {
+        // SAFETY: `start..start+size` is the caller's buffer and `offset` at most `size`; the address is the caller's, too.
+        check(unsafe {
+            if address.is_null() {
+                real::recv(fd, start.add(offset).cast(), size - offset, flags)
+            } else {
+                real::recvfrom(fd, start.add(offset).cast(), size - offset, flags, address, length)
+            }
+        })
+    };
+    receive_with(fd, size, flags, attempt)
+}
+
+pub(super) fn receive_message(fd: RawFd, message: &mut libc::msghdr, flags: c_int) -> Result<usize> {
+    let size = vectors(message).map(|vector| vector.iov_len).sum();
+    let mut vectors_left = VectorWindow::new();
+    receive_with(fd, size, flags, |offset, flags| {
+        if offset == 0 {
+            // SAFETY: the caller's message.
+            return check(unsafe { real::recvmsg(fd, message, flags) });
+        }
+        let window = vectors_left.after(vectors(message).copied(), offset);
+        let mut rest = libc::msghdr { msg_iov: window.0, msg_iovlen: window.1 as _, ..*message };
+        // The control data and the address came with the first piece.
+        (rest.msg_control, rest.msg_controllen) = (core::ptr::null_mut(), 0);
+        (rest.msg_name, rest.msg_namelen) = (core::ptr::null_mut(), 0);
+        // SAFETY: the window points into the caller's buffers.
+        check(unsafe { real::recvmsg(fd, &mut rest, flags) })
+    })
+}
+
+/// The receiving calls: `attempt(offset, flags)` receives into what is behind `offset`.
+fn receive_with(
+    fd: RawFd,
+    size: usize,
+    flags: c_int,
+    mut attempt: impl FnMut(usize, c_int) -> Result<usize>,
+) -> Result<usize> {
+    let Some(slot) = kind::socket(fd) else { return attempt(0, flags) };
+    if (flags & libc::MSG_DONTWAIT) != 0 {
+        return attempt(0, flags);
+    }
+    // The error queue never makes anybody wait.
+    if (flags & libc::MSG_ERRQUEUE) != 0 {
+        return attempt(0, flags);
+    }
+    let try_flags = flags | libc::MSG_DONTWAIT;
+    if (flags & libc::MSG_WAITALL) == 0 || !is_stream(fd) {
+        return retry(fd, slot, Direction::Read, || attempt(0, try_flags));
+    }
+    // The kernel drops MSG_WAITALL when told not to wait, so the pieces are collected here.
+    let peek = (flags & libc::MSG_PEEK) != 0;
+    let mut waiting = Waiting::new(fd, Direction::Read);
+    let mut received = 0;
+    loop {
+        let seen_edges = slot.edges(Direction::Read);
+        let offset = if peek { 0 } else { received };
+        match attempt(offset, try_flags) {
+            Ok(0) => return Ok(received),
+            Ok(count) => received = offset + count,
+            Err(Errno::AGAIN) => {}
+            // The error comes again with the next call; what was received must not be lost.
+            Err(_) if received > 0 => return Ok(received),
+            Err(errno) => return Err(errno),
+        }
+        if received >= size {
+            return Ok(received);
+        }
+        match waiting.wait(slot, seen_edges) {
+            Ok(()) => {}
+            Err(_) if received > 0 => return Ok(received),
+            Err(errno) => return Err(errno),
+        }
+    }
+}
+
+pub(super) fn send(fd: RawFd, buffer: Buffer, flags: c_int, to: Option<&[u8]>) -> Result<usize> {
+    let bytes = buffer.as_slice();
+    send_with(fd, bytes.len(), flags, |offset, flags| {
+        let rest = &bytes[offset..];
+        // SAFETY: the slices are live; a missing address is null with length 0.
+        check(unsafe {
+            match to {
+                None => real::send(fd, rest.as_ptr().cast(), rest.len(), flags),
+                Some(to) => real::sendto(
+                    fd,
+                    rest.as_ptr().cast(),
+                    rest.len(),
+                    flags,
+                    to.as_ptr().cast(),
+                    to.len() as libc::socklen_t,
+                ),
+            }
+        })
+    })
+}
+
+pub(super) fn send_message(fd: RawFd, message: &libc::msghdr, flags: c_int) -> Result<usize> {
+    let size = vectors(message).map(|vector| vector.iov_len).sum();
+    let mut vectors_left = VectorWindow::new();
+    send_with(fd, size, flags, |offset, flags| {
+        if offset == 0 {
+            // SAFETY: the caller's message.
+            return check(unsafe { real::sendmsg(fd, message, flags) });
+        }
+        let window = vectors_left.after(vectors(message).copied(), offset);
+        let mut rest = libc::msghdr { msg_iov: window.0, msg_iovlen: window.1 as _, ..*message };
+        // The control data went with the first piece.
+        (rest.msg_control, rest.msg_controllen) = (core::ptr::null_mut(), 0);
+        // SAFETY: the window points into the caller's buffers.
+        check(unsafe { real::sendmsg(fd, &rest, flags) })
+    })
+}
+
+/// The sending calls: `attempt(offset, flags)` sends what is behind `offset`. A blocking send on a stream sends everything.
+fn send_with(
+    fd: RawFd,
+    size: usize,
+    flags: c_int,
+    mut attempt: impl FnMut(usize, c_int) -> Result<usize>,
+) -> Result<usize> {
+    let Some(slot) = kind::socket(fd) else { return attempt(0, flags) };
+    if (flags & libc::MSG_DONTWAIT) != 0 {
+        return attempt(0, flags);
+    }
+    let try_flags = flags | libc::MSG_DONTWAIT;
+    send_all(fd, slot, size, |offset| attempt(offset, try_flags))
+}
+
+/// Calls `attempt(offset)` until `size` bytes are sent.
+pub(super) fn send_all(
+    fd: RawFd,
+    slot: &Slot,
+    size: usize,
+    mut attempt: impl FnMut(usize) -> Result<usize>,
+) -> Result<usize> {
+    let mut waiting = Waiting::new(fd, Direction::Write);
+    let mut sent = 0;
+    loop {
+        let seen_edges = slot.edges(Direction::Write);
+        match attempt(sent) {
+            Ok(count) => {
+                sent += count;
+                if sent >= size {
+                    return Ok(sent);
+                }
+                // A short count means that the buffer is full now; so does an O_NONBLOCK set by the user.
+            }
+            Err(Errno::AGAIN) => match waiting.wait(slot, seen_edges) {
+                Ok(()) => {}
+                Err(_) if sent > 0 => return Ok(sent),
+                Err(errno) => return Err(errno),
+            },
+            // As the kernel does: the count now, the error with the next call.
+            Err(_) if sent > 0 => return Ok(sent),
+            Err(errno) => return Err(errno),
+        }
+    }
+}
+
+fn is_stream(fd: RawFd) -> bool {
+    let mut value: c_int = 0;
+    let mut length = size_of::<c_int>() as libc::socklen_t;
+    // SAFETY: the option fills an int of the length given.
+    let result = unsafe {
+        real::getsockopt(fd, libc::SOL_SOCKET, libc::SO_TYPE, (&raw mut value).cast(), &mut length)
+    };
+    result == 0 && value == libc::SOCK_STREAM
+}
+
+fn vectors(message: &libc::msghdr) -> impl Iterator<Item = &libc::iovec> {
+    let count = if message.msg_iov.is_null() { 0 } else { message.msg_iovlen };
+    // SAFETY: by the contract of the C calls, `msg_iov` points to `msg_iovlen` vectors; none if null.
+    (0..count).map(|index| unsafe { &*message.msg_iov.add(index) })
+}
+
+/// What is left of a scattered buffer after some bytes, without touching the caller's vectors and without allocating: at most
+/// the next few pieces.
+pub(super) struct VectorWindow([libc::iovec; 32]);
+
+impl VectorWindow {
+    pub(super) fn new() -> Self {
+        Self([libc::iovec { iov_base: core::ptr::null_mut(), iov_len: 0 }; 32])
+    }
+
+    pub(super) fn after(
+        &mut self,
+        vectors: impl Iterator<Item = libc::iovec>,
+        mut offset: usize,
+    ) -> (*mut libc::iovec, usize) {
+        let mut count = 0;
+        for vector in vectors {
+            if offset >= vector.iov_len {
+                offset -= vector.iov_len;
+                continue;
+            }
+            let Some(slot) = self.0.get_mut(count) else { break };
+            slot.iov_base = vector.iov_base.wrapping_byte_add(offset);
+            slot.iov_len = vector.iov_len - offset;
+            offset = 0;
+            count += 1;
+        }
+        (self.0.as_mut_ptr(), count)
+    }
+}

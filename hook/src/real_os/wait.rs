@@ -1,0 +1,88 @@
+//! The loop that all calls share: try, and if that would block, ask the kernel whether and how long the user wants to wait.
+
+use crate::errno::{Errno, Result, check_int};
+use crate::real;
+use squall_fiber::Wake;
+use squall_iomanager::descriptor::{Direction, Slot};
+use std::os::fd::RawFd;
+use std::time::{Duration, Instant};
+
+/// Tries until the answer is not `EAGAIN`, waiting in between as the descriptor's settings say.
+#[inline]
+pub(crate) fn retry<T>(
+    fd: RawFd,
+    slot: &Slot,
+    direction: Direction,
+    mut attempt: impl FnMut() -> Result<T>,
+) -> Result<T> {
+    let mut waiting = Waiting::new(fd, direction);
+    loop {
+        let seen_edges = slot.edges(direction);
+        match attempt() {
+            Err(Errno::AGAIN) => waiting.wait(slot, seen_edges)?,
+            answer => return answer,
+        }
+    }
+}
+
+/// The waits of one call, which share one deadline.
+pub(crate) struct Waiting {
+    fd: RawFd,
+    direction: Direction,
+    deadline: Option<Option<Instant>>,
+}
+
+impl Waiting {
+    pub(crate) fn new(fd: RawFd, direction: Direction) -> Self {
+        Self { fd, direction, deadline: None }
+    }
+
+    /// Waits for an edge after `seen_edges`.
+    ///
+    /// # Errors
+    /// `EAGAIN` if the user does not want to wait, or the time is up; `EBADF` if the descriptor was closed meanwhile.
+    pub(crate) fn wait(&mut self, slot: &Slot, seen_edges: u32) -> Result<()> {
+        let deadline = match self.deadline {
+            Some(deadline) => deadline,
+            None => {
+                if is_nonblocking(self.fd)? {
+                    return Err(Errno::AGAIN);
+                }
+                *self
+                    .deadline
+                    .insert(timeout(self.fd, self.direction).map(|timeout| Instant::now() + timeout))
+            }
+        };
+        match slot.wait(self.direction, seen_edges, deadline) {
+            Ok(Wake::Ready) => Ok(()),
+            Ok(Wake::TimedOut) => Err(Errno::AGAIN),
+            Ok(Wake::Closed) => Err(Errno::BADF),
+            Err(error) => Err(Errno(error.raw_os_error().unwrap_or(libc::EIO))),
+        }
+    }
+}
+
+/// Whether the user has set O_NONBLOCK, by whatever way.
+pub(crate) fn is_nonblocking(fd: RawFd) -> Result<bool> {
+    if super::listener::is_hidden(fd) {
+        return Ok(false);
+    }
+    // SAFETY: F_GETFL takes no argument.
+    let flags = check_int(unsafe { real::fcntl(fd, libc::F_GETFL, 0) })?;
+    Ok((flags & libc::O_NONBLOCK) != 0)
+}
+
+/// SO_RCVTIMEO or SO_SNDTIMEO; `None` if not set or not a socket.
+pub(crate) fn timeout(fd: RawFd, direction: Direction) -> Option<Duration> {
+    let option = match direction {
+        Direction::Read => libc::SO_RCVTIMEO,
+        Direction::Write => libc::SO_SNDTIMEO,
+    };
+    let mut value = libc::timeval { tv_sec: 0, tv_usec: 0 };
+    let mut length = size_of::<libc::timeval>() as libc::socklen_t;
+    // SAFETY: the option fills a timeval of the length given.
+    let result =
+        unsafe { real::getsockopt(fd, libc::SOL_SOCKET, option, (&raw mut value).cast(), &mut length) };
+    let set = result == 0 && (value.tv_sec, value.tv_usec) != (0, 0);
+    set.then(|| Duration::new(value.tv_sec as u64, value.tv_usec as u32 * 1000))
+}

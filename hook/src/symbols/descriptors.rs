@@ -1,0 +1,113 @@
+//! The life of descriptors: closing, duplicating, and the settings that a hidden O_NONBLOCK could show through.
+
+use crate::errno::answer_int;
+use crate::os::in_fiber_or;
+use crate::real;
+use crate::real_os::{self, forget, listener};
+use core::ffi::{c_int, c_ulong, c_void};
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn close(fd: c_int) -> c_int {
+    in_fiber_or(
+        |current, os| answer_int(os.close(current, fd).map(|()| 0)),
+        || answer_int(real_os::close(fd).map(|()| 0)),
+    )
+}
+
+/// A duplicate has been made; its number means nothing that it meant before.
+fn note_duplicate(fd: c_int, copy: c_int) -> c_int {
+    if copy >= 0 && copy != fd {
+        forget(copy);
+        listener::duplicate(fd, copy);
+    }
+    copy
+}
+
+/// `dup2` and `dup3` close what the target was, so whoever waits for it must learn of it first; but not if the call will fail.
+fn forget_target(fd: c_int, target: c_int) {
+    // SAFETY: F_GETFD takes no argument.
+    if fd != target && unsafe { real::fcntl(fd, libc::F_GETFD, 0) } >= 0 {
+        forget(target);
+    }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn dup(fd: c_int) -> c_int {
+    // SAFETY: no memory is involved.
+    note_duplicate(fd, unsafe { real::dup(fd) })
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn dup2(fd: c_int, target: c_int) -> c_int {
+    forget_target(fd, target);
+    // SAFETY: no memory is involved.
+    note_duplicate(fd, unsafe { real::dup2(fd, target) })
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn dup3(fd: c_int, target: c_int, flags: c_int) -> c_int {
+    forget_target(fd, target);
+    // SAFETY: no memory is involved.
+    note_duplicate(fd, unsafe { real::dup3(fd, target, flags) })
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn pipe2(pair: *mut c_int, flags: c_int) -> c_int {
+    // SAFETY: the caller's own arguments.
+    let result = unsafe { real::pipe2(pair, flags) };
+    if result == 0 {
+        // SAFETY: the call has filled both.
+        unsafe {
+            forget(*pair);
+            forget(*pair.add(1));
+        }
+    }
+    result
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn pipe(pair: *mut c_int) -> c_int {
+    // SAFETY: pipe is pipe2 without flags.
+    unsafe { pipe2(pair, 0) }
+}
+
+/// Variadic in C: the third argument, if any, travels in the same register as this one's.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn fcntl(fd: c_int, command: c_int, argument: c_ulong) -> c_int {
+    // SAFETY: the caller's own arguments.
+    let call = |argument| unsafe { real::fcntl(fd, command, argument) };
+    match command {
+        libc::F_DUPFD | libc::F_DUPFD_CLOEXEC => note_duplicate(fd, call(argument)),
+        libc::F_GETFL => {
+            let flags = call(argument);
+            if flags >= 0 && listener::is_hidden(fd) { flags & !libc::O_NONBLOCK } else { flags }
+        }
+        libc::F_SETFL => {
+            let wanted = argument as c_int;
+            let keep = listener::user_sets_nonblocking(fd, (wanted & libc::O_NONBLOCK) != 0);
+            call(if keep { wanted | libc::O_NONBLOCK } else { wanted } as c_ulong)
+        }
+        _ => call(argument),
+    }
+}
+
+/// As `fcntl`; what programs compiled for large files call.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn fcntl64(fd: c_int, command: c_int, argument: c_ulong) -> c_int {
+    // SAFETY: the same function on 64-bit Linux.
+    unsafe { fcntl(fd, command, argument) }
+}
+
+/// Variadic in C, as `fcntl`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_void) -> c_int {
+    if request == libc::FIONBIO as c_ulong && !argument.is_null() {
+        // SAFETY: FIONBIO takes a pointer to an int.
+        let wanted = unsafe { *argument.cast::<c_int>() } != 0;
+        let mut kernel = c_int::from(listener::user_sets_nonblocking(fd, wanted));
+        // SAFETY: as above.
+        return unsafe { real::ioctl(fd, request, (&raw mut kernel).cast()) };
+    }
+    // SAFETY: the caller's own arguments.
+    unsafe { real::ioctl(fd, request, argument) }
+}

@@ -1,0 +1,147 @@
+//! Reading, writing, polling and syncing anything that has a descriptor.
+
+use crate::errno::{Errno, answer_int, answer_size};
+use crate::os::{Buffer, BufferMut, in_fiber_or};
+use crate::real;
+use core::ffi::{c_int, c_void};
+use libc::{iovec, nfds_t, pollfd, size_t, ssize_t, timespec};
+use std::time::Duration;
+
+/// Linux's `UIO_MAXIOV`.
+const VECTORS_MAX: c_int = 1024;
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn read(fd: c_int, buffer: *mut c_void, length: size_t) -> ssize_t {
+    in_fiber_or(
+        |current, os| {
+            // SAFETY: the caller passes a buffer of that length.
+            let buffer = unsafe { BufferMut::new(buffer, length) };
+            answer_size(os.read(current, fd, &mut [buffer]))
+        },
+        // SAFETY: the caller's own arguments.
+        || unsafe { real::read(fd, buffer, length) },
+    )
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn write(fd: c_int, buffer: *const c_void, length: size_t) -> ssize_t {
+    in_fiber_or(
+        |current, os| {
+            // SAFETY: the caller passes a buffer of that length.
+            let buffer = unsafe { Buffer::new(buffer, length) };
+            answer_size(os.write(current, fd, &[buffer]))
+        },
+        // SAFETY: the caller's own arguments.
+        || unsafe { real::write(fd, buffer, length) },
+    )
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn readv(fd: c_int, vectors: *const iovec, count: c_int) -> ssize_t {
+    in_fiber_or(
+        |current, os| {
+            if vectors.is_null() || !(1..=VECTORS_MAX).contains(&count) {
+                // SAFETY: the kernel judges the caller's own arguments.
+                return unsafe { real::readv(fd, vectors, count) };
+            }
+            // SAFETY: the caller passes `count` vectors, and a BufferMut has the layout of an iovec. The vectors themselves
+            // are only read.
+            let buffers = unsafe {
+                core::slice::from_raw_parts_mut(vectors.cast_mut().cast::<BufferMut>(), count as usize)
+            };
+            answer_size(os.read(current, fd, buffers))
+        },
+        // SAFETY: the caller's own arguments.
+        || unsafe { real::readv(fd, vectors, count) },
+    )
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn writev(fd: c_int, vectors: *const iovec, count: c_int) -> ssize_t {
+    in_fiber_or(
+        |current, os| {
+            if vectors.is_null() || !(1..=VECTORS_MAX).contains(&count) {
+                // SAFETY: the kernel judges the caller's own arguments.
+                return unsafe { real::writev(fd, vectors, count) };
+            }
+            // SAFETY: the caller passes `count` vectors, and a Buffer has the layout of an iovec.
+            let buffers = unsafe { core::slice::from_raw_parts(vectors.cast::<Buffer>(), count as usize) };
+            answer_size(os.write(current, fd, buffers))
+        },
+        // SAFETY: the caller's own arguments.
+        || unsafe { real::writev(fd, vectors, count) },
+    )
+}
+
+/// # Safety
+/// `entries` points to `count` entries.
+unsafe fn poll_in_fiber(
+    current: squall_fiber::Current<'_>,
+    os: &dyn crate::Os,
+    entries: *mut pollfd,
+    count: nfds_t,
+    timeout: Option<Duration>,
+) -> c_int {
+    let entries = match (entries.is_null(), count) {
+        (_, 0) => &mut [],
+        (true, _) => return answer_int(Err(Errno(libc::EFAULT))),
+        // SAFETY: by the contract.
+        (false, count) => unsafe { core::slice::from_raw_parts_mut(entries, count as usize) },
+    };
+    answer_int(os.poll(current, entries, timeout).map(|ready| ready as c_int))
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn poll(entries: *mut pollfd, count: nfds_t, timeout_ms: c_int) -> c_int {
+    in_fiber_or(
+        |current, os| {
+            let timeout = u64::try_from(timeout_ms).ok().map(Duration::from_millis);
+            // SAFETY: the caller passes that many entries.
+            unsafe { poll_in_fiber(current, os, entries, count, timeout) }
+        },
+        // SAFETY: the caller's own arguments.
+        || unsafe { real::poll(entries, count, timeout_ms) },
+    )
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn ppoll(
+    entries: *mut pollfd,
+    count: nfds_t,
+    timeout: *const timespec,
+    mask: *const libc::sigset_t,
+) -> c_int {
+    in_fiber_or(
+        |current, os| {
+            // SAFETY: the caller passes null or a timespec.
+            let time = unsafe { timeout.as_ref() };
+            if time.is_some_and(|time| time.tv_sec < 0 || !(0..1_000_000_000).contains(&time.tv_nsec)) {
+                return answer_int(Err(Errno::INVAL));
+            }
+            // The signal mask belongs to the thread, which serves other fibers during the wait: it is left as it is.
+            let timeout = time.map(|time| Duration::new(time.tv_sec as u64, time.tv_nsec as u32));
+            // SAFETY: the caller passes that many entries.
+            unsafe { poll_in_fiber(current, os, entries, count, timeout) }
+        },
+        // SAFETY: the caller's own arguments.
+        || unsafe { real::ppoll(entries, count, timeout, mask) },
+    )
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn fsync(fd: c_int) -> c_int {
+    in_fiber_or(
+        |current, os| answer_int(os.sync_file(current, fd, false).map(|()| 0)),
+        // SAFETY: no memory is involved.
+        || unsafe { real::fsync(fd) },
+    )
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn fdatasync(fd: c_int) -> c_int {
+    in_fiber_or(
+        |current, os| answer_int(os.sync_file(current, fd, true).map(|()| 0)),
+        // SAFETY: no memory is involved.
+        || unsafe { real::fdatasync(fd) },
+    )
+}

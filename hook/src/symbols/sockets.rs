@@ -1,0 +1,194 @@
+//! Sockets.
+
+use crate::errno::{Errno, answer_int, answer_size};
+use crate::os::{AddressMut, Buffer, BufferMut, in_fiber_or};
+use crate::real;
+use crate::real_os::{forget, listener};
+use core::ffi::{c_int, c_void};
+use libc::{msghdr, size_t, sockaddr, socklen_t, ssize_t};
+
+/// A C address as bytes; `None` for a null pointer.
+///
+/// # Safety
+/// `address` is null or points to `length` bytes.
+unsafe fn address_bytes<'a>(address: *const sockaddr, length: socklen_t) -> Option<&'a [u8]> {
+    // SAFETY: by the contract.
+    (!address.is_null()).then(|| unsafe { core::slice::from_raw_parts(address.cast(), length as usize) })
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int {
+    // SAFETY: no memory is involved.
+    let fd = unsafe { real::socket(domain, kind, protocol) };
+    if fd >= 0 {
+        forget(fd);
+    }
+    fd
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn socketpair(domain: c_int, kind: c_int, protocol: c_int, pair: *mut c_int) -> c_int {
+    // SAFETY: the caller's own arguments.
+    let result = unsafe { real::socketpair(domain, kind, protocol, pair) };
+    if result == 0 {
+        // SAFETY: the call has filled both.
+        unsafe {
+            forget(*pair);
+            forget(*pair.add(1));
+        }
+    }
+    result
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn connect(fd: c_int, address: *const sockaddr, length: socklen_t) -> c_int {
+    in_fiber_or(
+        // SAFETY: the caller passes an address of that length.
+        |current, os| match unsafe { address_bytes(address, length) } {
+            Some(address) => answer_int(os.connect(current, fd, address).map(|()| 0)),
+            None => answer_int(Err(Errno(libc::EFAULT))),
+        },
+        // SAFETY: the caller's own arguments.
+        || unsafe { real::connect(fd, address, length) },
+    )
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn accept(fd: c_int, address: *mut sockaddr, length: *mut socklen_t) -> c_int {
+    // SAFETY: accept is accept4 without flags.
+    unsafe { accept4(fd, address, length, 0) }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn accept4(
+    fd: c_int,
+    address: *mut sockaddr,
+    length: *mut socklen_t,
+    flags: c_int,
+) -> c_int {
+    let peer = || AddressMut { address, length };
+    in_fiber_or(
+        |current, os| answer_int(os.accept(current, fd, peer(), flags)),
+        || answer_int(listener::accept_in_thread(fd, peer(), flags)),
+    )
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn recv(fd: c_int, buffer: *mut c_void, length: size_t, flags: c_int) -> ssize_t {
+    in_fiber_or(
+        |current, os| {
+            // SAFETY: the caller passes a buffer of that length.
+            let buffer = unsafe { BufferMut::new(buffer, length) };
+            answer_size(os.receive(current, fd, buffer, flags, None))
+        },
+        // SAFETY: the caller's own arguments.
+        || unsafe { real::recv(fd, buffer, length, flags) },
+    )
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn recvfrom(
+    fd: c_int,
+    buffer: *mut c_void,
+    length: size_t,
+    flags: c_int,
+    address: *mut sockaddr,
+    address_length: *mut socklen_t,
+) -> ssize_t {
+    in_fiber_or(
+        |current, os| {
+            // SAFETY: the caller passes a buffer of that length.
+            let buffer = unsafe { BufferMut::new(buffer, length) };
+            let from = AddressMut { address, length: address_length };
+            answer_size(os.receive(current, fd, buffer, flags, Some(from)))
+        },
+        // SAFETY: the caller's own arguments.
+        || unsafe { real::recvfrom(fd, buffer, length, flags, address, address_length) },
+    )
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t {
+    in_fiber_or(
+        // SAFETY: the caller passes a message, or null.
+        |current, os| match unsafe { message.as_mut() } {
+            Some(message) => answer_size(os.receive_message(current, fd, message, flags)),
+            None => answer_size(Err(Errno(libc::EFAULT))),
+        },
+        // SAFETY: the caller's own arguments.
+        || unsafe { real::recvmsg(fd, message, flags) },
+    )
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn send(fd: c_int, buffer: *const c_void, length: size_t, flags: c_int) -> ssize_t {
+    in_fiber_or(
+        |current, os| {
+            // SAFETY: the caller passes a buffer of that length.
+            let buffer = unsafe { Buffer::new(buffer, length) };
+            answer_size(os.send(current, fd, buffer, flags, None))
+        },
+        // SAFETY: the caller's own arguments.
+        || unsafe { real::send(fd, buffer, length, flags) },
+    )
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn sendto(
+    fd: c_int,
+    buffer: *const c_void,
+    length: size_t,
+    flags: c_int,
+    address: *const sockaddr,
+    address_length: socklen_t,
+) -> ssize_t {
+    in_fiber_or(
+        |current, os| {
+            // SAFETY: the caller passes a buffer and an address of those lengths.
+            let (buffer, to) =
+                unsafe { (Buffer::new(buffer, length), address_bytes(address, address_length)) };
+            answer_size(os.send(current, fd, buffer, flags, to))
+        },
+        // SAFETY: the caller's own arguments.
+        || unsafe { real::sendto(fd, buffer, length, flags, address, address_length) },
+    )
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn sendmsg(fd: c_int, message: *const msghdr, flags: c_int) -> ssize_t {
+    in_fiber_or(
+        // SAFETY: the caller passes a message, or null.
+        |current, os| match unsafe { message.as_ref() } {
+            Some(message) => answer_size(os.send_message(current, fd, message, flags)),
+            None => answer_size(Err(Errno(libc::EFAULT))),
+        },
+        // SAFETY: the caller's own arguments.
+        || unsafe { real::sendmsg(fd, message, flags) },
+    )
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn getsockopt(
+    fd: c_int,
+    level: c_int,
+    option: c_int,
+    value: *mut c_void,
+    length: *mut socklen_t,
+) -> c_int {
+    // The kernel keeps every option, timeouts included: there is nothing to translate.
+    // SAFETY: the caller's own arguments.
+    unsafe { real::getsockopt(fd, level, option, value, length) }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn setsockopt(
+    fd: c_int,
+    level: c_int,
+    option: c_int,
+    value: *const c_void,
+    length: socklen_t,
+) -> c_int {
+    // As above.
+    // SAFETY: the caller's own arguments.
+    unsafe { real::setsockopt(fd, level, option, value, length) }
+}

@@ -1,0 +1,134 @@
+//! Futexes, threads, children, and names: what waits without a descriptor.
+
+use crate::errno::{Errno, Result, answer_int, answer_long, check_int};
+use crate::os::in_fiber_or;
+use crate::{futex, real};
+use core::ffi::{c_char, c_int, c_long, c_void};
+use libc::{addrinfo, pid_t, pthread_key_t, pthread_t};
+use squall_fiber::run_blocking;
+
+/// Variadic in C: the arguments travel in the same registers as these.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn syscall(
+    number: c_long,
+    a1: c_long,
+    a2: c_long,
+    a3: c_long,
+    a4: c_long,
+    a5: c_long,
+    a6: c_long,
+) -> c_long {
+    let arguments = [a1, a2, a3, a4, a5, a6];
+    if number != libc::SYS_futex {
+        // SAFETY: the caller's own arguments.
+        return unsafe { real::syscall(number, arguments) };
+    }
+    in_fiber_or(
+        // SAFETY: the caller's own arguments.
+        |current, _| answer_long(unsafe { futex::futex(Some(current), arguments) }),
+        // SAFETY: the caller's own arguments.
+        || answer_long(unsafe { futex::futex(None, arguments) }),
+    )
+}
+
+/// Moves the caller's raw pointers to the thread that makes the call for it.
+struct Borrowed<T>(T);
+
+// SAFETY: the caller waits, with its pointers valid, until the call is over.
+unsafe impl<T> Send for Borrowed<T> {}
+
+impl<T> Borrowed<T> {
+    /// By a method, so that a closure captures the whole and not the pointers inside.
+    fn get(self) -> T {
+        self.0
+    }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn getaddrinfo(
+    node: *const c_char,
+    service: *const c_char,
+    hints: *const addrinfo,
+    result: *mut *mut addrinfo,
+) -> c_int {
+    in_fiber_or(
+        |_, _| {
+            let arguments = Borrowed((node, service, hints, result));
+            let (answer, errno) = run_blocking(move || {
+                let (node, service, hints, result) = arguments.get();
+                // SAFETY: the caller's own arguments, valid while it waits.
+                (unsafe { real::getaddrinfo(node, service, hints, result) }, real::errno())
+            });
+            if answer == libc::EAI_SYSTEM {
+                real::set_errno(errno);
+            }
+            answer
+        },
+        // SAFETY: the caller's own arguments.
+        || unsafe { real::getaddrinfo(node, service, hints, result) },
+    )
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn waitpid(pid: pid_t, status: *mut c_int, options: c_int) -> pid_t {
+    in_fiber_or(
+        |_, _| {
+            if (options & libc::WNOHANG) != 0 {
+                // SAFETY: the caller's own arguments.
+                return unsafe { real::waitpid(pid, status, options) };
+            }
+            let status = Borrowed(status);
+            let answer: Result<c_int> = run_blocking(move || {
+                let status = status.get();
+                loop {
+                    // SAFETY: the caller's own arguments, valid while it waits.
+                    match check_int(unsafe { real::waitpid(pid, status, options) }) {
+                        // A signal that this helper thread happened to get is not for the caller.
+                        Err(Errno(libc::EINTR)) => {}
+                        answer => return answer,
+                    }
+                }
+            });
+            answer_int(answer)
+        },
+        // SAFETY: the caller's own arguments.
+        || unsafe { real::waitpid(pid, status, options) },
+    )
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn pthread_join(thread: pthread_t, value: *mut *mut c_void) -> c_int {
+    in_fiber_or(
+        |_, _| {
+            let value = Borrowed(value);
+            run_blocking(move || {
+                let value = value.get();
+                // SAFETY: the caller's own arguments, valid while it waits.
+                unsafe { real::pthread_join(thread, value) }
+            })
+        },
+        // SAFETY: the caller's own arguments.
+        || unsafe { real::pthread_join(thread, value) },
+    )
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn pthread_key_create(
+    key: *mut pthread_key_t,
+    destructor: Option<unsafe extern "C" fn(*mut c_void)>,
+) -> c_int {
+    // SAFETY: the caller's own arguments.
+    let result = unsafe { real::pthread_key_create(key, destructor) };
+    if result == 0 {
+        // SAFETY: the call has filled it.
+        squall_fiber::note_pthread_key(unsafe { *key }, destructor);
+    }
+    result
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn pthread_key_delete(key: pthread_key_t) -> c_int {
+    squall_fiber::forget_pthread_key(key);
+    // SAFETY: no memory is involved.
+    unsafe { real::pthread_key_delete(key) }
+}

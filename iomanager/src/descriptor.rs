@@ -1,0 +1,331 @@
+//! The descriptor table: for every descriptor of the process its registration, its readiness and who waits for it.
+//!
+//! Descriptors belong to the process, so there is one table. A descriptor is registered once, for both directions,
+//! edge-triggered, with the reactor of the worker where a fiber first waited for it; later waits make no system call.
+//!
+//! How a wait loses no event. Each direction has a counter of the edges seen. A caller reads the counter, tries its call, and only
+//! if that would block waits for the counter to move on from what it read: an edge between the try and the wait has moved it
+//! already, and registering a descriptor that is ready makes an edge of its own.
+//!
+//! How a stale event hurts nobody. The number of a closed descriptor is reused at once. Each slot has a generation, which is part of
+//! the token that the kernel hands back: an event of an earlier generation is dropped.
+
+use crate::reactor::Reactor;
+use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use squall_fiber::lock::Lock;
+use squall_fiber::{WaitKind, Wake, Waker, with_current};
+use std::io;
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Which way data moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// Readable, or ready to accept, or closed by the peer.
+    Read,
+    /// Writable, or connected.
+    Write,
+}
+
+impl Direction {
+    pub(crate) const BOTH: [Direction; 2] = [Direction::Read, Direction::Write];
+
+    fn wait_kind(self) -> WaitKind {
+        match self {
+            Direction::Read => WaitKind::Readable,
+            Direction::Write => WaitKind::Writable,
+        }
+    }
+}
+
+/// What happens when a direction becomes ready.
+pub(crate) enum Waiter {
+    /// A fiber's wait ends.
+    Fiber(Waker),
+    /// Something runs, with the reason; it must be quick.
+    Callback(Box<dyn FnOnce(Wake) + Send>),
+}
+
+impl Waiter {
+    pub(crate) fn fire(self, reason: Wake) {
+        match self {
+            Waiter::Fiber(waker) => {
+                waker.wake(reason);
+            }
+            Waiter::Callback(callback) => callback(reason),
+        }
+    }
+}
+
+/// Usually one fiber waits for one direction: that takes no allocation.
+#[derive(Default)]
+struct Waiters {
+    first: Option<Waiter>,
+    more: Vec<Waiter>,
+}
+
+impl Waiters {
+    fn push(&mut self, waiter: Waiter) {
+        if self.first.is_none() {
+            self.first = Some(waiter);
+        } else {
+            self.more.push(waiter);
+        }
+    }
+
+    fn take(&mut self) -> impl Iterator<Item = Waiter> + use<> {
+        self.first.take().into_iter().chain(core::mem::take(&mut self.more))
+    }
+
+    fn remove_fiber(&mut self, waker: &Waker) {
+        let is_it = |waiter: &Waiter| matches!(waiter, Waiter::Fiber(other) if other.is_same(waker));
+        if self.first.as_ref().is_some_and(is_it) {
+            self.first = self.more.pop();
+        } else {
+            self.more.retain(|waiter| !is_it(waiter));
+        }
+    }
+
+    fn take_callbacks(&mut self) -> Vec<Waiter> {
+        let (callbacks, fibers): (Vec<_>, Vec<_>) =
+            self.take().partition(|waiter| matches!(waiter, Waiter::Callback(_)));
+        for fiber in fibers {
+            self.push(fiber);
+        }
+        callbacks
+    }
+
+    fn has_callback(&self) -> bool {
+        self.first.iter().chain(&self.more).any(|waiter| matches!(waiter, Waiter::Callback(_)))
+    }
+}
+
+#[derive(Default)]
+struct State {
+    generation: u32,
+    registered_with: Option<Arc<Reactor>>,
+    waiters: [Waiters; 2],
+}
+
+/// What the table knows about one descriptor number.
+pub struct Slot {
+    fd: RawFd,
+    edges: [AtomicU32; 2],
+    /// For the hook layer: what kind of thing the descriptor is. 0 means "not looked at yet".
+    note: AtomicU32,
+    state: Lock<State>,
+}
+
+impl core::fmt::Debug for Slot {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Slot").field("fd", &self.fd).finish_non_exhaustive()
+    }
+}
+
+const CHUNK: usize = 1024;
+const CHUNKS: usize = 1024;
+/// Chunks of slots, allocated when a descriptor in their range is first looked at, and never freed.
+static TABLE: [AtomicPtr<Slot>; CHUNKS] = [const { AtomicPtr::new(core::ptr::null_mut()) }; CHUNKS];
+
+/// The slot of a descriptor number; `None` if the number is negative or above the million that the table covers.
+pub fn slot(fd: RawFd) -> Option<&'static Slot> {
+    let index = usize::try_from(fd).ok()?;
+    let chunk = TABLE.get(index / CHUNK)?;
+    let mut first = chunk.load(Ordering::Acquire);
+    if first.is_null() {
+        first = allocate_chunk(chunk, index / CHUNK * CHUNK);
+    }
+    // SAFETY: a chunk has CHUNK slots, is never freed, and only shared references to it exist.
+    Some(unsafe { &*first.add(index % CHUNK) })
+}
+
+/// The slot of a descriptor that somebody has looked at before; `None` without allocating otherwise.
+fn known_slot(fd: RawFd) -> Option<&'static Slot> {
+    let index = usize::try_from(fd).ok()?;
+    let first = TABLE.get(index / CHUNK)?.load(Ordering::Acquire);
+    // SAFETY: as in `slot`.
+    (!first.is_null()).then(|| unsafe { &*first.add(index % CHUNK) })
+}
+
+#[cold]
+fn allocate_chunk(chunk: &AtomicPtr<Slot>, first_fd: usize) -> *mut Slot {
+    let slots: Box<[Slot]> = (first_fd..first_fd + CHUNK)
+        .map(|fd| Slot {
+            fd: fd as RawFd,
+            edges: [AtomicU32::new(0), AtomicU32::new(0)],
+            note: AtomicU32::new(0),
+            state: Lock::new(State::default()),
+        })
+        .collect();
+    let made = Box::into_raw(slots).cast::<Slot>();
+    match chunk.compare_exchange(core::ptr::null_mut(), made, Ordering::AcqRel, Ordering::Acquire) {
+        Ok(_) => made,
+        Err(theirs) => {
+            // SAFETY: `made` came from `into_raw` above with this length, and nobody has seen it.
+            drop(unsafe { Box::from_raw(core::ptr::slice_from_raw_parts_mut(made, CHUNK)) });
+            theirs
+        }
+    }
+}
+
+impl Slot {
+    /// How many edges of a direction have been seen: to be read before a call that might block, and given to [`Slot::wait`] if
+    /// it would have.
+    #[inline]
+    pub fn edges(&self, direction: Direction) -> u32 {
+        self.edges[direction as usize].load(Ordering::Acquire)
+    }
+
+    /// The hook layer's note about the descriptor; 0 after the descriptor was closed or made anew.
+    #[inline]
+    pub fn note(&self) -> u32 {
+        self.note.load(Ordering::Relaxed)
+    }
+
+    /// Sets the note.
+    pub fn set_note(&self, note: u32) {
+        self.note.store(note, Ordering::Relaxed);
+    }
+
+    /// Waits until an edge comes after `seen_edges`, or the deadline passes, or the descriptor is closed.
+    ///
+    /// # Errors
+    /// What the kernel says when the descriptor cannot be registered: `EPERM` for a regular file, `EBADF`, `ENOSPC`.
+    ///
+    /// # Panics
+    /// Outside a fiber whose scheduler has a reactor.
+    ///
+    /// # Blocking
+    /// Suspends the fiber.
+    pub fn wait(&self, direction: Direction, seen_edges: u32, deadline: Option<Instant>) -> io::Result<Wake> {
+        with_current(|current| {
+            let current = current.expect("a descriptor is waited for in a fiber");
+            let wait = current.begin_wait(direction.wait_kind(), self.fd as u64);
+            let waker = wait.waker();
+            match self
+                .add_waiter(direction, Some(seen_edges), Reactor::current, || Waiter::Fiber(waker.clone()))
+            {
+                Ok(true) => {}
+                Ok(false) => {
+                    wait.abandon();
+                    return Ok(Wake::Ready);
+                }
+                Err(error) => {
+                    wait.abandon();
+                    return Err(error);
+                }
+            }
+            let wake = wait.block(deadline);
+            if wake == Wake::TimedOut {
+                self.remove_waker(direction, &waker);
+            }
+            Ok(wake)
+        })
+    }
+
+    /// Adds a fiber's waker to those that the next edge fires: for waits on several descriptors. The caller checks for
+    /// readiness after this, and removes the waker when its wait is over.
+    ///
+    /// # Errors
+    /// As [`Slot::wait`].
+    pub fn add_waker(&self, direction: Direction, waker: Waker) -> io::Result<()> {
+        self.add_waiter(direction, None, Reactor::current, || Waiter::Fiber(waker)).map(|_| ())
+    }
+
+    /// Takes a waker out again.
+    pub fn remove_waker(&self, direction: Direction, waker: &Waker) {
+        self.state.lock().waiters[direction as usize].remove_fiber(waker);
+    }
+
+    /// Adds a waiter, registering the descriptor with `reactor` if it is with none. False if an edge has come since `seen_edges`
+    /// was read, so that there is nothing to wait for.
+    pub(crate) fn add_waiter(
+        &self,
+        direction: Direction,
+        seen_edges: Option<u32>,
+        reactor: impl FnOnce() -> Option<Arc<Reactor>>,
+        waiter: impl FnOnce() -> Waiter,
+    ) -> io::Result<bool> {
+        let mut state = self.state.lock();
+        self.register(&mut state, reactor)?;
+        if seen_edges.is_some_and(|seen| seen != self.edges(direction)) {
+            return Ok(false);
+        }
+        state.waiters[direction as usize].push(waiter());
+        Ok(true)
+    }
+
+    fn register(&self, state: &mut State, reactor: impl FnOnce() -> Option<Arc<Reactor>>) -> io::Result<()> {
+        if state.registered_with.as_ref().is_some_and(|reactor| reactor.is_alive()) {
+            return Ok(());
+        }
+        let reactor = reactor().ok_or_else(|| io::Error::from_raw_os_error(libc::ENOSYS))?;
+        reactor.register(self.fd, state.generation)?;
+        state.registered_with = Some(reactor);
+        Ok(())
+    }
+
+    /// Called by a reactor when the kernel reports an edge.
+    pub(crate) fn on_edge(&self, generation: u32, directions: [bool; 2]) {
+        let mut fired = [None, None];
+        {
+            let mut state = self.state.lock();
+            if state.generation != generation {
+                return;
+            }
+            for direction in Direction::BOTH {
+                if directions[direction as usize] {
+                    self.edges[direction as usize].fetch_add(1, Ordering::Release);
+                    fired[direction as usize] = Some(state.waiters[direction as usize].take());
+                }
+            }
+        }
+        for waiter in fired.into_iter().flatten().flatten() {
+            waiter.fire(Wake::Ready);
+        }
+    }
+
+    /// Ends every wait with [`Wake::Closed`] and forgets all about the descriptor.
+    fn forget(&self) {
+        let waiters = {
+            let mut state = self.state.lock();
+            self.note.store(0, Ordering::Relaxed);
+            if state.registered_with.is_none() {
+                return;
+            }
+            if let Some(reactor) = state.registered_with.take() {
+                // Not left to close(): a duplicate would keep the registration alive, and nobody could end it any more.
+                reactor.deregister(self.fd);
+            }
+            state.generation = state.generation.wrapping_add(1);
+            let [read, write] = &mut state.waiters;
+            read.take().chain(write.take())
+        };
+        for direction in Direction::BOTH {
+            self.edges[direction as usize].fetch_add(1, Ordering::Release);
+        }
+        for waiter in waiters {
+            waiter.fire(Wake::Closed);
+        }
+    }
+
+    pub(crate) fn take_callbacks(&self, direction: Direction) -> Vec<Waiter> {
+        self.state.lock().waiters[direction as usize].take_callbacks()
+    }
+
+    pub(crate) fn has_callback(&self, direction: Direction) -> bool {
+        self.state.lock().waiters[direction as usize].has_callback()
+    }
+}
+
+/// To be called when a descriptor is about to be closed, and when its number has been given to something new: whoever waits for
+/// it gets [`Wake::Closed`].
+///
+/// # Blocking
+/// Never.
+pub fn forget(fd: RawFd) {
+    if let Some(slot) = known_slot(fd) {
+        slot.forget();
+    }
+}
