@@ -15,6 +15,7 @@
 
 mod codec;
 pub mod command;
+pub mod config;
 pub mod machine;
 pub mod resp;
 pub mod session;

@@ -139,7 +139,7 @@ fn a_directory_of_another_cluster_is_refused_and_left_as_it_is() {
     let dir = tempfile::tempdir().unwrap();
     write(&open(dir.path()), META, b"state");
     fs::remove_file(dir.path().join("snapshot.lock")).unwrap();
-    fs::write(dir.path().join("x.tmp"), "unfinished").unwrap();
+    fs::write(dir.path().join("snapshot-1-1.snap.0.tmp"), "unfinished").unwrap();
     let before = files(dir.path());
     let other = Identity { cluster_id: [1; 16], ..IDENTITY };
     let error = SnapshotStore::open(dir.path(), other, OPTIONS).map(drop).unwrap_err();

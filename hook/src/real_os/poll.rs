@@ -24,6 +24,11 @@ pub(super) fn is_ready(fd: RawFd, direction: Direction) -> bool {
     look(&mut [PollEntry { fd, events, revents: 0 }]).is_ok_and(|count| count > 0)
 }
 
+/// Whether the peer of a stream has sent its last byte.
+pub(super) fn is_ended(fd: RawFd) -> bool {
+    look(&mut [PollEntry { fd, events: libc::POLLRDHUP, revents: 0 }]).is_ok_and(|count| count > 0)
+}
+
 pub(super) fn poll(
     current: Current<'_>,
     entries: &mut [PollEntry],

@@ -1,6 +1,7 @@
 //! Receiving and sending on sockets.
 
 use super::kind;
+use super::poll::is_ended;
 use super::wait::{Waiting, retry};
 use crate::errno::{Errno, Result, check};
 use crate::os::{AddressMut, Buffer, BufferMut};
@@ -77,16 +78,24 @@ fn receive_with(
     let mut received = 0;
     loop {
         let seen_edges = slot.edges(Direction::Read);
-        let offset = if peek { 0 } else { received };
-        match attempt(offset, try_flags) {
+        let before = received;
+        match attempt(if peek { 0 } else { received }, try_flags) {
             Ok(0) => return Ok(received),
-            Ok(count) => received = offset + count,
+            Ok(count) => received = if peek { count } else { received + count },
             Err(Errno::AGAIN) => {}
             // The error comes again with the next call; what was received must not be lost.
             Err(_) if received > 0 => return Ok(received),
             Err(errno) => return Err(errno),
         }
         if received >= size {
+            return Ok(received);
+        }
+        if received > before {
+            // The end of the stream may have come with the same edge: only "nothing more" proves that there is one to wait for.
+            continue;
+        }
+        // A peek cannot run into the end: it would see the same bytes before it again and again.
+        if peek && is_ended(fd) {
             return Ok(received);
         }
         match waiting.wait(slot, seen_edges) {

@@ -28,7 +28,7 @@ const PURGED_PER_COMMAND: usize = 2;
 /// What must be the same on all replicas of a cluster, or they diverge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MachineOptions {
-    /// Keys the hash that orders the store. The cluster's id serves well: clients do not know it.
+    /// Keys the hash that orders the store. The cluster's id serves well: clients are not told it.
     pub hash_key: u128,
     /// The bounds of the session table.
     pub sessions: SessionLimits,

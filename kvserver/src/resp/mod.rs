@@ -4,9 +4,21 @@
 //! connection and hands the commands that need the store to a [`Backend`]. Nothing here knows what a command on
 //! keys means (see [`crate::command`]) or how it is replicated.
 
+mod backlog;
+mod clients;
+mod connection;
+mod info;
 mod parser;
 mod reply;
+mod server;
 
+pub use backlog::BacklogWriter;
+pub use clients::Clients;
+pub use connection::{
+    Backend, BackendError, ClientSession, FrontEnd, FrontEndOptions, protected_mode_refusal,
+};
+pub use info::ServerInfo;
 pub(crate) use parser::parse_integer;
 pub use parser::{Limits, ProtocolError, Refusal, Request, RequestParser};
 pub use reply::{DecodeError, Protocol, Reply};
+pub use server::RedisServer;

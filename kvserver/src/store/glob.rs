@@ -1,8 +1,8 @@
-//! The patterns of `KEYS` and `SCAN MATCH`: `*`, `?`, `[abc]`, `[^a-z]`, and `\` before a literal byte.
+//! The patterns of `KEYS`, `SCAN MATCH` and `CONFIG GET`: `*`, `?`, `[abc]`, `[^a-z]`, and `\` before a literal byte.
 
 /// Whether all of `text` matches `pattern`. Takes time at most proportional to the product of their lengths,
 /// whatever the pattern: on a mismatch only the last `*` is tried again, one byte later.
-pub(super) fn matches(pattern: &[u8], text: &[u8]) -> bool {
+pub(crate) fn matches(pattern: &[u8], text: &[u8]) -> bool {
     let (mut pattern_at, mut text_at) = (0, 0);
     // After the last star: where the pattern goes on, and the text position the star was last tried up to.
     let mut star: Option<(usize, usize)> = None;

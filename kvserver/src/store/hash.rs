@@ -14,7 +14,7 @@ pub(super) fn position(hash_key: u128, bytes: &[u8]) -> u64 {
 }
 
 /// SipHash with one round per block and three at the end (Aumasson and Bernstein, 2012).
-fn siphash_1_3(key0: u64, key1: u64, bytes: &[u8]) -> u64 {
+pub(crate) fn siphash_1_3(key0: u64, key1: u64, bytes: &[u8]) -> u64 {
     let mut state = [
         key0 ^ 0x736f_6d65_7073_6575,
         key1 ^ 0x646f_7261_6e64_6f6d,

@@ -13,8 +13,8 @@
 //! time, and stays in memory until [`Store::purge_expired`]; which records are there at all is a function of the
 //! calls made, so replicas that apply the same log hold the same records.
 
-mod glob;
-mod hash;
+pub(crate) mod glob;
+pub(crate) mod hash;
 mod snapshot;
 
 use std::collections::BTreeSet;

@@ -32,6 +32,12 @@ pub enum LogError {
         /// The hard state's term.
         most: Term,
     },
+    /// The log reaches back behind the snapshot, but was not what the snapshot was taken of.
+    #[error("recovered log: it does not contain entry {} of term {}, at which the snapshot was taken", snapshot.index, snapshot.term)]
+    Snapshot {
+        /// The snapshot.
+        snapshot: SnapshotMeta,
+    },
 }
 
 /// A write that was handed to the owner and is not yet durable.
@@ -71,9 +77,17 @@ pub(crate) struct Log {
 }
 
 impl Log {
-    /// The log as recovered from disk: everything in it is durable.
+    /// The log as recovered from disk: everything in it is durable. `entries` follow the snapshot, or begin
+    /// before its end.
     pub fn new(snapshot: SnapshotMeta, entries: Vec<Entry>, hard_state: HardState) -> Result<Log, LogError> {
-        let mut previous = snapshot;
+        let mut entries = VecDeque::from(entries);
+        // The first entry of a log that reaches back behind the snapshot serves as the base: what precedes it is
+        // gone, and with it the term that an append before it would have to name.
+        let base = match entries.pop_front_if(|first| first.index <= snapshot.index) {
+            Some(Entry { index, term, .. }) => SnapshotMeta { index, term },
+            None => snapshot,
+        };
+        let mut previous = base;
         for entry in &entries {
             if entry.index != previous.index + 1 || entry.index >= POSITION_MAX {
                 return Err(LogError::Gap { expected: previous.index + 1, found: entry.index });
@@ -84,20 +98,24 @@ impl Log {
             }
             previous = SnapshotMeta { index: entry.index, term: entry.term };
         }
-        Ok(Log {
-            base: snapshot,
+        let log = Log {
+            base,
             snapshot,
             bytes: entries.iter().map(|e| e.data.len() as u64).sum(),
-            entries: entries.into(),
+            entries,
             restored: None,
             handed: previous.index,
             writes: VecDeque::new(),
             write_seq: 0,
             persisted: previous.index,
-            committed: hard_state.commit.clamp(snapshot.index, previous.index),
+            committed: hard_state.commit.min(previous.index).max(snapshot.index),
             delivered: snapshot.index,
             applied: snapshot.index,
-        })
+        };
+        match log.matches(snapshot.index, snapshot.term) {
+            true => Ok(log),
+            false => Err(LogError::Snapshot { snapshot }),
+        }
     }
 
     pub fn first_index(&self) -> Index {
@@ -152,6 +170,21 @@ impl Log {
             taken.push(entry.clone());
         }
         (taken, bytes)
+    }
+
+    /// The first of the entries up to `last` of which at most `count` with `bytes_max` bytes are kept.
+    pub fn start_of_last(&self, last: Index, count: u64, bytes_max: u64) -> Index {
+        let mut start = last + 1;
+        let mut bytes = 0;
+        while start > self.first_index() && last + 1 - start < count {
+            let Some(entry) = self.position(start - 1).and_then(|at| self.entries.get(at)) else { break };
+            bytes += entry.data.len() as u64;
+            if bytes > bytes_max {
+                break;
+            }
+            start -= 1;
+        }
+        start
     }
 
     /// Appends as the leader of `term`. Returns the new entry's index.
@@ -311,6 +344,28 @@ mod tests {
         assert_eq!(new(vec![entry(1, 1), entry(3, 1)]).unwrap_err(), LogError::Gap { expected: 2, found: 3 });
         assert!(matches!(new(vec![entry(1, 3), entry(2, 2)]), Err(LogError::Term { index: 2, .. })));
         assert!(matches!(new(vec![entry(1, 6)]), Err(LogError::Term { index: 1, most: 5, .. })));
+    }
+
+    #[test]
+    fn a_recovered_log_may_reach_back_behind_the_snapshot_if_it_contains_it() {
+        let hard_state = HardState { term: 5, ..HardState::default() };
+        let entries = || vec![entry(3, 1), entry(4, 2), entry(5, 2)];
+        let log = Log::new(SnapshotMeta { index: 4, term: 2 }, entries(), hard_state).unwrap();
+        assert_eq!((log.first_index(), log.term(3), log.last_index(), log.committed), (4, Some(1), 5, 4));
+        log.check_invariants();
+        let snapshot = SnapshotMeta { index: 4, term: 3 };
+        assert_eq!(Log::new(snapshot, entries(), hard_state).unwrap_err(), LogError::Snapshot { snapshot });
+        let snapshot = SnapshotMeta { index: 9, term: 3 };
+        assert_eq!(Log::new(snapshot, entries(), hard_state).unwrap_err(), LogError::Snapshot { snapshot });
+    }
+
+    #[test]
+    fn what_is_kept_for_laggards_is_limited_in_count_and_bytes() {
+        let log = log(&[1, 1, 1, 1]);
+        assert_eq!(log.start_of_last(5, 2, 1000), 4);
+        assert_eq!(log.start_of_last(5, 9, 25), 4);
+        assert_eq!(log.start_of_last(5, 9, 1000), 3);
+        assert_eq!(log.start_of_last(5, 0, 1000), 6);
     }
 
     #[test]

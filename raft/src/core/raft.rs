@@ -197,8 +197,8 @@ pub enum NewError {
 }
 
 impl Raft {
-    /// A member as it was when it stopped: `entries` follow `snapshot`, and all of it is durable. A new member
-    /// passes defaults.
+    /// A member as it was when it stopped: `entries` follow `snapshot`, or begin before its end, and all of it is
+    /// durable. A new member passes defaults. `snapshot` counts as applied.
     ///
     /// # Errors
     /// `config` breaks a rule, or the log has a hole.
@@ -253,6 +253,12 @@ impl Raft {
     /// The commit index.
     pub fn committed(&self) -> Index {
         self.log.committed
+    }
+
+    /// Where to cut the log after a snapshot at `snapshot`, so that at most `entries_max` entries with at most
+    /// `bytes_max` bytes stay from before its end.
+    pub fn keep_from(&self, snapshot: Index, entries_max: u64, bytes_max: u64) -> Index {
+        self.log.start_of_last(snapshot, entries_max, bytes_max)
     }
 
     /// The term of the entry at `index`; `None` when it is compacted or not there yet.

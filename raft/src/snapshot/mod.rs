@@ -9,7 +9,7 @@
 //! |---|---|
 //! | `snapshot.lock` | held with `flock` while the store is open; never removed |
 //! | `snapshot-INDEX-TERM.snap` | a snapshot: whole, and durable before it had this name |
-//! | `*.tmp` | being written or received; removed when given up, or at the next open |
+//! | `snapshot-*.tmp` | being written or received; removed when given up, or at the next open |
 //!
 //! # Format, version 1
 //!
@@ -131,7 +131,7 @@ impl SnapshotStore {
         let lock_path = dir.join(LOCK_NAME);
         let lock = DirLock::acquire(&lock_path)?.ok_or(SnapshotError::Locked { path: lock_path })?;
         for name in file_names(dir)? {
-            if name.ends_with(".tmp") {
+            if name.starts_with("snapshot-") && name.ends_with(".tmp") {
                 let path = dir.join(name);
                 disk.remove(&path).map_err(DiskFault::of("remove", &path))?;
             }

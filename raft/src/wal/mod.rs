@@ -91,6 +91,7 @@ mod codec;
 pub(crate) mod disk;
 mod error;
 mod recovery;
+mod segment;
 
 #[cfg(test)]
 pub(crate) mod crash_disk;
@@ -99,20 +100,15 @@ mod crash_tests;
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::fs::{File, OpenOptions};
-use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::core::types::{Entry, HardState, Index, SnapshotMeta};
-use codec::{
-    Chain, ENTRY_BYTES_MAX, HEADER_BYTES, Kind, LogState, Payload, RECORD_HEADER_BYTES, RecordHeader,
-    SegmentHeader, Tail,
-};
+use codec::{ENTRY_BYTES_MAX, HEADER_BYTES, LogState, Payload, RECORD_HEADER_BYTES, RecordHeader, Tail};
 use disk::{DirLock, Disk, DiskFault, OsDisk, create_dir_durably};
 pub use error::WalError;
-use recovery::{Recovery, Segment};
+use recovery::Recovery;
+use segment::{ActiveSegment, ClosedSegment, END_BYTES, SegmentStore};
 
 /// Whose log or snapshot it is; written into every file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -188,53 +184,20 @@ pub struct TornTail {
 ///
 /// Dropping it loses what was appended and not synced, as a crash does.
 pub struct Wal {
-    dir: PathBuf,
-    disk: Arc<dyn Disk>,
-    identity: Identity,
-    options: WalOptions,
+    store: SegmentStore,
     /// Closed segments, oldest first. All of their bytes are durable.
     closed: VecDeque<ClosedSegment>,
     active: ActiveSegment,
     /// Records not yet written: they end at `active.tail.end`.
     buffer: Vec<u8>,
     state: LogState,
-    spares: Vec<PathBuf>,
     poison: Option<String>,
     _lock: DirLock,
 }
 
-struct ClosedSegment {
-    path: PathBuf,
-    end: u64,
-    file_bytes: u64,
-    /// No entry above this one is live in this segment.
-    last_live: Index,
-}
-
-/// Invariant: `synced_to <= written <= tail.end`, and `tail.end + END_BYTES <= zeroed_to` while anything is
-/// buffered or unsynced.
-struct ActiveSegment {
-    file: File,
-    path: PathBuf,
-    sequence: u64,
-    chain: Chain,
-    /// Where the next record goes, and its link.
-    tail: Tail,
-    /// The file has what the buffer has not: everything before this offset.
-    written: u64,
-    /// Everything before this offset is durable.
-    synced_to: u64,
-    /// The file's length: writes below it change neither length nor extents.
-    zeroed_to: u64,
-    last_live: Index,
-}
-
 const LOCK_NAME: &str = "wal.lock";
-/// Room behind the last record for the zeroes, or the seal, that mark the end.
-const END_BYTES: usize = RECORD_HEADER_BYTES;
-/// The buffer is written out when it has grown to this size, and is not kept larger.
+/// The buffer is written out when it has grown to this size, and is not kept much larger.
 const BUFFER_BYTES: usize = 1 << 20;
-static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
 impl Wal {
     /// Opens the log in `dir`, or creates an empty one, and reads it back. What is returned is durable. A torn
@@ -266,89 +229,34 @@ impl Wal {
         }
         let lock = DirLock::acquire(&lock_path)?.ok_or(WalError::Locked { path: lock_path })?;
         let listing = recovery::list(dir, &identity)?;
-        let store = Store { disk: &*disk, dir, identity };
-
-        if listing.segments.is_empty() && !listing.spares.is_empty() {
-            // A segment becomes a spare only when a newer one is in place.
-            return Err(WalError::Corrupt {
-                file: dir.to_path_buf(),
-                offset: 0,
-                index: 0,
-                reason: "there are spare segments, but the log's segments are missing".into(),
-            });
-        }
-        let recovery = match listing.segments.is_empty() {
-            true => None,
-            false => Some(recovery::recover(dir, listing.segments)?),
-        };
+        let recovery = recovery::recover(dir, listing.segments)?;
 
         // The directory is sound and ours: from here on it may be changed.
+        let mut store = SegmentStore::new(disk, dir, identity, options, listing.spares)?;
         for path in &listing.leftovers {
             store.remove(path)?;
         }
-        let mut spares = listing.spares;
-        for path in spares.split_off(spares.len().min(options.spare_segments_max)) {
-            store.remove(&path)?;
-        }
-        let (state, entries, torn_tail, closed, active, obsolete) = match recovery {
-            None => {
-                let header = store.header(1, Tail { end: 0, link: 0 }, LogState::EMPTY, false)?;
-                let active = store.publish(store.draft(&header, &mut spares, &options)?)?;
-                (LogState::EMPTY, Vec::new(), None, VecDeque::new(), active, Vec::new())
-            }
-            Some(recovery) => {
-                let Recovery { mut segments, obsolete, state, entries, tail, synced_to, torn } = recovery;
-                let last = segments.pop().expect("a recovered log has a segment");
-                let mut closed: VecDeque<ClosedSegment> = segments
-                    .iter()
-                    .zip(segments.iter().skip(1).chain([&last]))
-                    .map(|(segment, next)| ClosedSegment::new(segment, next.header.previous.end))
-                    .collect();
-                let mut active = store.reopen(&last, tail, synced_to)?;
-                if synced_to < tail.end && torn.is_none() {
-                    active.seal(&*disk)?;
-                }
-                if let Some(torn) = &torn {
-                    log::warn!(
-                        "{}: cut a torn tail at byte {}, before entry {} ({} later record headers dropped, none of them ever acknowledged)",
-                        torn.file.display(),
-                        torn.offset,
-                        state.next_index,
-                        torn.later_records
-                    );
-                    closed.push_back(ClosedSegment::new(&last, tail.end));
-                    let header = store.header(active.sequence + 1, tail, state, false)?;
-                    active = store.publish(store.draft(&header, &mut spares, &options)?)?;
-                }
-                (state, entries, torn, closed, active, obsolete)
-            }
-        };
+        let Recovery { segments, obsolete, state, entries, end } = recovery;
         for segment in &obsolete {
             store.remove(&segment.path)?;
         }
+        let (closed, active) = store.resume(&segments, state, end.as_ref())?;
         store.sync_dir()?;
 
-        let last_index = state.next_index - 1;
-        let commit = state.hard_state.commit.clamp(state.snapshot.index, last_index);
-        let recovered = Recovered {
-            hard_state: HardState { commit, ..state.hard_state },
-            snapshot: state.snapshot,
-            entries,
-            torn_tail,
-        };
-        let wal = Wal {
-            dir: dir.to_path_buf(),
-            disk,
-            identity,
-            options,
-            closed,
-            active,
-            buffer: Vec::new(),
-            state,
-            spares,
-            poison: None,
-            _lock: lock,
-        };
+        let torn_tail = end.and_then(|end| end.torn);
+        if let Some(torn) = &torn_tail {
+            log::warn!(
+                "{}: cut a torn tail at byte {}, before entry {}; {} later records were dropped, none of them acknowledged",
+                torn.file.display(),
+                torn.offset,
+                state.next_index,
+                torn.later_records
+            );
+        }
+        let commit = state.hard_state.commit.clamp(state.snapshot.index, state.next_index - 1);
+        let hard_state = HardState { commit, ..state.hard_state };
+        let recovered = Recovered { hard_state, snapshot: state.snapshot, entries, torn_tail };
+        let wal = Wal { store, closed, active, buffer: Vec::new(), state, poison: None, _lock: lock };
         Ok((wal, recovered))
     }
 
@@ -415,9 +323,8 @@ impl Wal {
         if active.synced_to == active.tail.end {
             return Ok(());
         }
-        let synced = self.disk.sync_data(&active.file).map_err(DiskFault::of("sync", &active.path));
-        let sealed = synced.and_then(|()| active.seal(&*self.disk));
-        sealed.map_err(|fault| self.fatal(fault))
+        let synced = self.store.sync(active).and_then(|()| self.store.seal(active));
+        synced.map_err(|fault| self.fatal(fault))
     }
 
     /// Notes durably that `snapshot` covers the log up to its index, and gives up the entries before
@@ -534,12 +441,11 @@ impl Wal {
     fn make_room(&mut self, bytes: usize) -> Result<(), WalError> {
         let bytes = (bytes + END_BYTES) as u64;
         let used = self.active.tail.end;
-        if used + bytes > self.options.segment_bytes && used > HEADER_BYTES as u64 {
+        if used + bytes > self.store.options.segment_bytes && used > HEADER_BYTES as u64 {
             self.roll(self.state, false)?;
         }
         let end = self.active.tail.end + bytes;
-        let zeroed = self.active.zero_to(&*self.disk, zeroes_end(end, &self.options));
-        zeroed.map_err(|fault| self.fatal_unless_full(fault))
+        self.store.zero(&mut self.active, end).map_err(|fault| self.fatal_unless_full(fault))
     }
 
     /// Puts a record into the buffer; room was made.
@@ -571,9 +477,8 @@ impl Wal {
             return Ok(());
         }
         self.buffer.resize(self.buffer.len() + END_BYTES, 0);
-        let active = &mut self.active;
-        let written = self.disk.write_at(&active.file, &self.buffer, active.written);
-        written.map_err(DiskFault::of("write", &active.path)).map_err(|fault| self.fatal(fault))?;
+        let written = self.store.write(&self.active, &self.buffer, self.active.written);
+        written.map_err(|fault| self.fatal(fault))?;
         self.active.written = self.active.tail.end;
         self.buffer.clear();
         self.buffer.shrink_to(2 * BUFFER_BYTES);
@@ -583,21 +488,12 @@ impl Wal {
     /// Closes the active segment and goes on in a new one, whose header holds `state`.
     fn roll(&mut self, state: LogState, restarts: bool) -> Result<(), WalError> {
         self.sync()?;
-        let store = Store { disk: &*self.disk, dir: &self.dir, identity: self.identity };
-        let draft = store
-            .header(self.active.sequence + 1, self.active.tail, state, restarts)
-            .and_then(|header| store.draft(&header, &mut self.spares, &self.options))
-            .map_err(|fault| self.fatal_unless_full(fault))?;
-        let store = Store { disk: &*self.disk, dir: &self.dir, identity: self.identity };
+        let (sequence, previous) = (self.active.sequence + 1, self.active.tail);
+        let draft = self.store.draft(sequence, previous, state, restarts);
+        let draft = draft.map_err(|fault| self.fatal_unless_full(fault))?;
         // Fatal even on a full disk: the new segment may have its name, and then nothing may follow in the old one.
-        let active = store.publish(draft).map_err(|fault| self.fatal(fault))?;
-        let closed = std::mem::replace(&mut self.active, active);
-        self.closed.push_back(ClosedSegment {
-            path: closed.path,
-            end: closed.tail.end,
-            file_bytes: closed.zeroed_to,
-            last_live: closed.last_live,
-        });
+        let active = self.store.publish(draft).map_err(|fault| self.fatal(fault))?;
+        self.closed.push_back(std::mem::replace(&mut self.active, active).close());
         self.state = state;
         Ok(())
     }
@@ -606,25 +502,12 @@ impl Wal {
     fn drop_closed(&mut self, is_obsolete: impl Fn(&ClosedSegment) -> bool) -> Result<(), WalError> {
         let mut dropped = false;
         while let Some(segment) = self.closed.pop_front_if(|segment| is_obsolete(segment)) {
-            let recyclable = segment.file_bytes <= self.options.segment_bytes
-                && self.spares.len() < self.options.spare_segments_max;
-            let result = if recyclable {
-                let spare = segment.path.with_extension("spare");
-                let renamed = self.disk.rename(&segment.path, &spare);
-                self.spares.push(spare);
-                renamed.map_err(DiskFault::of("rename", &segment.path))
-            } else {
-                self.disk.remove(&segment.path).map_err(DiskFault::of("remove", &segment.path))
-            };
-            result.map_err(|fault| self.fatal(fault))?;
+            self.store.retire(&segment).map_err(|fault| self.fatal(fault))?;
             dropped = true;
         }
         if dropped {
             // Before a spare's header may be overwritten: after a crash it must not be found under its old name.
-            let synced = self.disk.sync_dir(&self.dir);
-            synced
-                .map_err(DiskFault::of("sync the directory", &self.dir))
-                .map_err(|fault| self.fatal(fault))?;
+            self.store.sync_dir().map_err(|fault| self.fatal(fault))?;
         }
         Ok(())
     }
@@ -633,172 +516,4 @@ impl Wal {
 /// Bytes that a record takes in the file.
 fn record_bytes(payload: &Payload) -> usize {
     RECORD_HEADER_BYTES + codec::padded(payload.length())
-}
-
-/// How far to write zeroes so that everything before `end` has them: to the end of a slice, but not beyond the
-/// segment's size unless `end` is.
-fn zeroes_end(end: u64, options: &WalOptions) -> u64 {
-    let slice_end = end.next_multiple_of(options.zeroed_slice_bytes.max(1));
-    slice_end.min(options.segment_bytes).max(end)
-}
-
-impl ClosedSegment {
-    fn new(segment: &Segment, end: u64) -> ClosedSegment {
-        let Segment { path, file_bytes, last_live, .. } = segment;
-        ClosedSegment { path: path.clone(), end, file_bytes: *file_bytes, last_live: *last_live }
-    }
-}
-
-impl ActiveSegment {
-    fn zero_to(&mut self, disk: &dyn Disk, end: u64) -> Result<(), DiskFault> {
-        while self.zeroed_to < end {
-            let count = (end - self.zeroed_to).min(ZEROES.len() as u64);
-            disk.write_at(&self.file, &ZEROES[..count as usize], self.zeroed_to)
-                .map_err(DiskFault::of("make room in", &self.path))?;
-            self.zeroed_to += count;
-        }
-        Ok(())
-    }
-
-    /// Called when all was synced: says so on disk, where the next record will overwrite it. It need not be durable;
-    /// when it is, the last records can no longer be taken for a torn tail.
-    fn seal(&mut self, disk: &dyn Disk) -> Result<(), DiskFault> {
-        let Tail { end, link } = self.tail;
-        let header = RecordHeader { kind: Kind::Seal as u8, length: 0, payload_crc: 0, link, synced_to: end };
-        let (seal, _) = header.encode(self.chain, end);
-        disk.write_at(&self.file, &seal, end).map_err(DiskFault::of("write", &self.path))?;
-        self.zeroed_to = self.zeroed_to.max(end + END_BYTES as u64);
-        self.synced_to = end;
-        Ok(())
-    }
-}
-
-/// A directory in which segments are created and found.
-struct Store<'a> {
-    disk: &'a dyn Disk,
-    dir: &'a Path,
-    identity: Identity,
-}
-
-impl Store<'_> {
-    fn header(
-        &self,
-        sequence: u64,
-        previous: Tail,
-        state: LogState,
-        restarts: bool,
-    ) -> Result<SegmentHeader, DiskFault> {
-        let salt = getrandom::u32()
-            .map_err(|error| io::Error::other(error.to_string()))
-            .map_err(DiskFault::of("draw a random salt for a segment in", self.dir))?
-            .max(1);
-        Ok(SegmentHeader { identity: self.identity, sequence, salt, restarts, previous, state })
-    }
-
-    /// Makes a segment, from a spare if there is one: whole and durable, but not yet under its name.
-    fn draft(
-        &self,
-        header: &SegmentHeader,
-        spares: &mut Vec<PathBuf>,
-        options: &WalOptions,
-    ) -> Result<ActiveSegment, DiskFault> {
-        let (block, chain) = header.encode();
-        let start = HEADER_BYTES as u64;
-        let (path, file) = match spares.pop() {
-            Some(spare) => {
-                let file = OpenOptions::new().read(true).write(true).open(&spare);
-                (spare, file)
-            }
-            None => {
-                let fresh = self.segment_path(header.sequence).with_extension("wal.tmp");
-                let file = self.disk.create(&fresh);
-                (fresh, file)
-            }
-        };
-        let file = file.map_err(DiskFault::of("open", &path))?;
-        let file_bytes = file.metadata().map_err(DiskFault::of("look at", &path))?.len();
-        let mut active = ActiveSegment {
-            file,
-            path,
-            sequence: header.sequence,
-            chain,
-            tail: Tail { end: start, link: chain.seed },
-            written: start,
-            synced_to: start,
-            zeroed_to: file_bytes.max(start),
-            last_live: 0,
-        };
-        let filled = self
-            .disk
-            .write_at(&active.file, &block[..], 0)
-            // A spare's old records begin where the new end is.
-            .and_then(|()| self.disk.write_at(&active.file, &ZEROES[..END_BYTES], start))
-            .map_err(DiskFault::of("write", &active.path))
-            .and_then(|()| active.zero_to(self.disk, zeroes_end(start + END_BYTES as u64, options)))
-            .and_then(|()| self.sync(&active));
-        if let Err(fault) = filled {
-            // Best effort: the next open removes it anyway, but a full disk wants its space back now.
-            let _ = self.disk.remove(&active.path);
-            return Err(fault);
-        }
-        Ok(active)
-    }
-
-    /// Gives a drafted segment its name, durably.
-    fn publish(&self, draft: ActiveSegment) -> Result<ActiveSegment, DiskFault> {
-        let path = self.segment_path(draft.sequence);
-        self.disk.rename(&draft.path, &path).map_err(DiskFault::of("rename", &draft.path))?;
-        self.sync_dir()?;
-        Ok(ActiveSegment { path, ..draft })
-    }
-
-    fn segment_path(&self, sequence: u64) -> PathBuf {
-        self.dir.join(format!("{sequence:020}.wal"))
-    }
-
-    /// Opens the last segment for writing. Records that no later one proves to be durable may be in the
-    /// kernel's memory only, and even marked as written there if an earlier process saw its sync fail:
-    /// so they are written once more and synced.
-    fn reopen(&self, segment: &Segment, tail: Tail, synced_to: u64) -> Result<ActiveSegment, DiskFault> {
-        let path = &segment.path;
-        let file =
-            OpenOptions::new().read(true).write(true).open(path).map_err(DiskFault::of("open", path))?;
-        let mut active = ActiveSegment {
-            file,
-            path: path.clone(),
-            sequence: segment.header.sequence,
-            chain: segment.chain,
-            tail,
-            written: tail.end,
-            synced_to,
-            zeroed_to: segment.file_bytes,
-            last_live: segment.last_live,
-        };
-        let mut buffer = Vec::new();
-        while active.synced_to < tail.end {
-            let count = (tail.end - active.synced_to).min(BUFFER_BYTES as u64);
-            buffer.resize(count as usize, 0);
-            active.file.read_exact_at(&mut buffer, active.synced_to).map_err(DiskFault::of("read", path))?;
-            self.disk
-                .write_at(&active.file, &buffer, active.synced_to)
-                .map_err(DiskFault::of("write", path))?;
-            active.synced_to += count;
-        }
-        if synced_to < tail.end {
-            self.sync(&active)?;
-        }
-        Ok(active)
-    }
-
-    fn sync(&self, segment: &ActiveSegment) -> Result<(), DiskFault> {
-        self.disk.sync_data(&segment.file).map_err(DiskFault::of("sync", &segment.path))
-    }
-
-    fn remove(&self, path: &Path) -> Result<(), DiskFault> {
-        self.disk.remove(path).map_err(DiskFault::of("remove", path))
-    }
-
-    fn sync_dir(&self) -> Result<(), DiskFault> {
-        self.disk.sync_dir(self.dir).map_err(DiskFault::of("sync the directory", self.dir))
-    }
 }

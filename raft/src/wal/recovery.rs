@@ -24,7 +24,7 @@ const WINDOW_BYTES: usize = 1 << 20;
 /// The files of a log directory, by what their names say.
 pub(super) struct Listing {
     /// In order of their sequence numbers; headers read, whole and of the right identity.
-    pub(super) segments: Vec<Segment>,
+    pub(super) segments: Vec<FoundSegment>,
     /// Segments taken out of use, whose blocks may be used again.
     pub(super) spares: Vec<PathBuf>,
     /// Left by a crash in the middle of creating a segment.
@@ -32,7 +32,7 @@ pub(super) struct Listing {
 }
 
 /// A segment as it was found.
-pub(super) struct Segment {
+pub(super) struct FoundSegment {
     pub(super) path: PathBuf,
     pub(super) header: SegmentHeader,
     pub(super) chain: Chain,
@@ -43,16 +43,21 @@ pub(super) struct Segment {
 
 /// What a directory holds.
 pub(super) struct Recovery {
-    /// The segments that make up the log, at least one.
-    pub(super) segments: Vec<Segment>,
+    /// The segments that make up the log, oldest first.
+    pub(super) segments: Vec<FoundSegment>,
     /// Older segments that the log no longer needs: a crash interrupted their removal.
-    pub(super) obsolete: Vec<Segment>,
+    pub(super) obsolete: Vec<FoundSegment>,
     pub(super) state: LogState,
     /// Exactly the entries from `state.first_index` up to `state.next_index`.
     pub(super) entries: Vec<Entry>,
-    /// The end of the last segment.
+    /// The end of the last segment; none when there is no segment yet.
+    pub(super) end: Option<End>,
+}
+
+/// Where a segment's records end.
+pub(super) struct End {
     pub(super) tail: Tail,
-    /// The records prove that the last segment was durable up to here.
+    /// The records prove that the segment was durable up to here.
     pub(super) synced_to: u64,
     pub(super) torn: Option<TornTail>,
 }
@@ -62,22 +67,31 @@ pub(super) fn list(dir: &Path, identity: &Identity) -> Result<Listing, WalError>
     let mut listing = Listing { segments: Vec::new(), spares: Vec::new(), leftovers: Vec::new() };
     for name in file_names(dir)? {
         let path = dir.join(&name);
-        match name.rsplit_once('.') {
-            Some((number, "wal")) => {
-                if let Ok(sequence) = number.parse() {
-                    listing.segments.push(read_segment_header(path, sequence, identity)?);
-                }
-            }
-            Some((_, "spare")) => listing.spares.push(path),
-            Some((_, "tmp")) => listing.leftovers.push(path),
+        let Some((sequence, kind)) = parse_name(&name) else { continue };
+        match kind {
+            "wal" => listing.segments.push(read_segment_header(path, sequence, identity)?),
+            "spare" => listing.spares.push(path),
+            "wal.tmp" => listing.leftovers.push(path),
             _ => {}
         }
     }
     listing.segments.sort_unstable_by_key(|segment| segment.header.sequence);
+    if listing.segments.is_empty() && !listing.spares.is_empty() {
+        // A segment becomes a spare only when a newer one is in place.
+        let reason = "there are spare segments, but the log's segments are missing".into();
+        return Err(WalError::Corrupt { file: dir.to_path_buf(), offset: 0, index: 0, reason });
+    }
     Ok(listing)
 }
 
-fn read_segment_header(path: PathBuf, sequence: u64, identity: &Identity) -> Result<Segment, WalError> {
+/// The number and the kind of a file of ours. Others may lie in the directory, and are left alone.
+fn parse_name(name: &str) -> Option<(u64, &str)> {
+    let (number, kind) = name.split_once('.')?;
+    let sequence = number.parse().ok()?;
+    (format!("{sequence:020}") == number).then_some((sequence, kind))
+}
+
+fn read_segment_header(path: PathBuf, sequence: u64, identity: &Identity) -> Result<FoundSegment, WalError> {
     let file = File::open(&path).map_err(DiskFault::of("open", &path))?;
     let file_bytes = file.metadata().map_err(DiskFault::of("look at", &path))?.len();
     let mut block = [0; HEADER_BYTES];
@@ -105,16 +119,15 @@ fn read_segment_header(path: PathBuf, sequence: u64, identity: &Identity) -> Res
         let reason = format!("the file is segment {} under another name", header.sequence);
         return Err(WalError::Corrupt { file: path, offset: 0, index: header.state.next_index, reason });
     }
-    Ok(Segment { path, header, chain, file_bytes, last_live: 0 })
+    Ok(FoundSegment { path, header, chain, file_bytes, last_live: 0 })
 }
 
-/// Replays the log. `segments` is not empty and in order.
-pub(super) fn recover(dir: &Path, mut segments: Vec<Segment>) -> Result<Recovery, WalError> {
+/// Replays the log from the segments that were listed.
+pub(super) fn recover(dir: &Path, mut listed: Vec<FoundSegment>) -> Result<Recovery, WalError> {
     // Segments are taken out of use oldest first, but a file system may make the later of two removals durable
     // first. So the log is the newest unbroken run; whether the run is all that is needed is checked below.
-    let breaks = segments.windows(2).rposition(|pair| pair[0].header.sequence + 1 != pair[1].header.sequence);
-    let run = segments.split_off(breaks.map_or(0, |before| before + 1));
-    let obsolete = segments;
+    let gap = listed.windows(2).rposition(|pair| pair[0].header.sequence + 1 != pair[1].header.sequence);
+    let run = listed.split_off(gap.map_or(0, |before| before + 1));
 
     let mut replay = Replay { segments: run, state: LogState::EMPTY, entries: Vec::new() };
     let mut end = None;
@@ -122,36 +135,25 @@ pub(super) fn recover(dir: &Path, mut segments: Vec<Segment>) -> Result<Recovery
         end = Some(replay.segment(at)?);
     }
     let Replay { segments, state, entries } = replay;
-    let (Some(end), Some(oldest)) = (end, segments.first()) else {
-        unreachable!("a run has at least one segment");
-    };
     if entries.len() as u64 != state.next_index - state.first_index {
         return Err(WalError::Corrupt {
             file: dir.to_path_buf(),
             offset: 0,
             index: state.first_index,
             reason: format!(
-                "the log needs every entry from {} to {}, but the segments before {} are missing",
+                "the log needs entries {} to {}, but has only {} of them: its older segments are missing",
                 state.first_index,
                 state.next_index - 1,
-                oldest.path.display()
+                entries.len()
             ),
         });
     }
-    let End { tail, synced_to, torn } = end;
-    Ok(Recovery { segments, obsolete, state, entries, tail, synced_to, torn })
-}
-
-/// Where a segment's records end.
-struct End {
-    tail: Tail,
-    synced_to: u64,
-    torn: Option<TornTail>,
+    Ok(Recovery { segments, obsolete: listed, state, entries, end })
 }
 
 /// The log as far as it was replayed.
 struct Replay {
-    segments: Vec<Segment>,
+    segments: Vec<FoundSegment>,
     state: LogState,
     entries: Vec<Entry>,
 }
@@ -420,7 +422,7 @@ mod tests {
             link = crc;
         }
         let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("1.wal"), file).unwrap();
+        std::fs::write(dir.path().join(format!("{:020}.wal", 1)), file).unwrap();
         recover(dir.path(), list(dir.path(), &IDENTITY)?.segments)
     }
 
@@ -439,7 +441,7 @@ mod tests {
         let recovery = recover_records(&[(1, &payloads[0], 0), (1, &payloads[1], 1), (1, &payloads[2], 0)]);
         let recovery = recovery.unwrap();
         assert_eq!(recovery.state.hard_state, terms[0]);
-        assert_eq!(recovery.torn.unwrap().later_records, 2);
+        assert_eq!(recovery.end.unwrap().torn.unwrap().later_records, 2);
     }
 
     #[test]
