@@ -302,7 +302,7 @@ pub(super) fn msetnx(arguments: &[Bytes]) -> Result<Write<'_>, Reply> {
 
 fn set_many<'a>(arguments: &'a [Bytes], if_all_absent: bool, command: &str) -> Result<Write<'a>, Reply> {
     let pairs = &arguments[1..];
-    if pairs.len() % 2 != 0 {
+    if !pairs.len().is_multiple_of(2) {
         return Err(wrong_arity(command));
     }
     Ok(Write::SetMany { pairs, if_all_absent })

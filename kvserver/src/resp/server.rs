@@ -50,6 +50,8 @@ impl RedisServer {
         let accepting = shared.clone();
         crate::spawn("redis-accept", move || {
             accept_all(&listener, &front_end, &accepting);
+            // Closed before the end is told, so that nobody can connect after `stop`.
+            drop(listener);
             lock(&accepting.state).accepting = false;
             accepting.changed.notify_all();
         })?;

@@ -336,7 +336,8 @@ fn bucket_of(position: u64) -> usize {
 
 /// All buckets share one empty vector until they are first written to.
 fn empty_buckets() -> Vec<Arc<Bucket>> {
-    vec![Arc::new(Bucket::new()); BUCKETS]
+    let empty = Arc::new(Bucket::new());
+    std::iter::repeat_n(empty, BUCKETS).collect()
 }
 
 #[cfg(test)]
