@@ -1,1 +1,73 @@
-//! squall
+//! **Squall: virtual threads for native code.**
+//!
+//! Ordinary blocking Rust runs on stackful fibers: `std::net`, `std::sync`, `std::thread::sleep`, channels, any synchronous crate.
+//! libc calls that would block a thread suspend a fiber instead, and each fiber has its own thread-locals, so that to any crate
+//! it *is* a thread.
+//!
+//! A thread-per-connection server becomes fiber-per-connection by changing `std::thread::spawn` to `squall::spawn`:
+//!
+//! ```
+//! use std::io::{Read, Write};
+//! use std::net::{TcpListener, TcpStream};
+//!
+//! fn echo(mut connection: TcpStream) -> std::io::Result<()> {
+//!     let mut buffer = [0; 1024];
+//!     loop {
+//!         match connection.read(&mut buffer)? {
+//!             0 => return Ok(()),
+//!             count => connection.write_all(&buffer[..count])?,
+//!         }
+//!     }
+//! }
+//!
+//! let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+//! let address = listener.local_addr().unwrap();
+//! squall::spawn(move || {
+//!     for connection in listener.incoming().flatten() {
+//!         squall::spawn(move || echo(connection)); // was: std::thread::spawn
+//!     }
+//! });
+//!
+//! let mut client = TcpStream::connect(address).unwrap();
+//! client.write_all(b"hello").unwrap();
+//! let mut answer = [0; 5];
+//! client.read_exact(&mut answer).unwrap();
+//! assert_eq!(&answer, b"hello");
+//! ```
+//!
+//! # What runs where
+//! Outside any fiber, [`spawn`] uses a scheduler with one worker thread per processor, started on first use. A program that wants its own
+//! workers makes an [`IoManager`]; inside its fibers [`spawn`] stays with it.
+//!
+//! # What to know
+//! - Private thread-locals need x86_64 or aarch64 Linux with glibc; [`features`] says whether they are in use.
+//! - A fiber that computes without ever waiting keeps its worker: [`yield_now`] now and then.
+//! - Calls that libc makes inside itself (stdio on `FILE *`, for one) are not hooked.
+
+pub use squall_fiber::{
+    Builder, Fiber, FiberInfo, GuardMethod, JoinHandle, Scope, ScopedJoinHandle, Tls, WaitKind, current,
+    fibers, park, park_timeout, scope, sleep, spawn, yield_now,
+};
+pub use squall_hook::{Os, OsExtension};
+pub use squall_iomanager::{Event, IoManager};
+
+/// Which mechanisms are in use on this machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Features {
+    /// Whether fibers have their own thread-locals, or why not.
+    pub private_tls: Result<(), &'static str>,
+    /// How the ends of stacks are guarded.
+    pub stack_guard: GuardMethod,
+}
+
+/// Looks at what this machine offers.
+///
+/// ```
+/// println!("{:?}", squall::features());
+/// ```
+///
+/// # Blocking
+/// Never.
+pub fn features() -> Features {
+    Features { private_tls: squall_fiber::private_tls_support(), stack_guard: squall_fiber::guard_method() }
+}
