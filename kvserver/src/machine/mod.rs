@@ -5,17 +5,19 @@
 //! goes back: an entry stamped by a leader whose clock is behind runs at the time of the one before it.
 //!
 //! Expired keys are removed as entries are applied, a bounded number for each. On an idle cluster nothing is
-//! applied, so the leader should propose [`Proposal::tick`] while [`KvMachine::is_purge_due`] says so.
+//! applied, so the leader should propose [`Proposal::tick`] while [`KvMachine::is_tick_due`] says so.
 
 mod proposal;
 mod snapshot;
+
+use std::io::Read;
 
 use bytes::Bytes;
 
 use crate::command::{self, Context};
 use crate::resp::Reply;
 use crate::session::{Admission, SessionError, SessionLimits, Sessions};
-use crate::store::Store;
+use crate::store::{SnapshotError, Store};
 
 pub use proposal::{Proposal, ProposalError};
 pub use snapshot::MachineView;
@@ -63,6 +65,7 @@ pub struct MachineStats {
 /// The store and the sessions of one node.
 #[derive(Debug)]
 pub struct KvMachine {
+    options: MachineOptions,
     store: Store,
     sessions: Sessions,
     log_time_ms: u64,
@@ -72,6 +75,7 @@ impl KvMachine {
     /// The machine before the first entry.
     pub fn new(options: MachineOptions) -> Self {
         Self {
+            options,
             store: Store::new(options.hash_key),
             sessions: Sessions::new(options.sessions),
             log_time_ms: 0,
@@ -88,6 +92,7 @@ impl KvMachine {
         let context = Context { now_ms: self.log_time_ms, value_bytes_max: proposal.value_bytes_max };
         let purged_max = PURGED_PER_ENTRY + PURGED_PER_COMMAND * proposal.commands.len();
         self.store.purge_expired(context.now_ms, purged_max);
+        self.store.free_cleared();
 
         if let Some((client_id, seq)) = proposal.session
             && let Admission::Repeat(replies) = self.sessions.admit(client_id, seq, context.now_ms)?
@@ -110,9 +115,10 @@ impl KvMachine {
         commands.iter().map(|arguments| command::query(&self.store, &context, arguments)).collect()
     }
 
-    /// Whether keys have expired at `now_ms` that are still in memory.
-    pub fn is_purge_due(&self, now_ms: u64) -> bool {
-        self.store.next_expiry_ms().is_some_and(|expiry_ms| expiry_ms <= now_ms.max(self.log_time_ms))
+    /// Whether keys that have expired at `now_ms`, or were cleared, are still in memory.
+    pub fn is_tick_due(&self, now_ms: u64) -> bool {
+        let now_ms = now_ms.max(self.log_time_ms);
+        self.store.has_cleared() || self.store.next_expiry_ms().is_some_and(|expiry_ms| expiry_ms <= now_ms)
     }
 
     /// Figures about the state at `now_ms`.
@@ -131,6 +137,18 @@ impl KvMachine {
     pub fn view(&self) -> MachineView {
         MachineView::new(self.store.view(), self.sessions.view(), self.log_time_ms)
     }
+
+    /// Replaces the state by that of a snapshot, or leaves it as it is if that cannot be read.
+    ///
+    /// # Errors
+    /// As [`KvMachine::read_snapshot`].
+    ///
+    /// # Blocking
+    /// As `input` does, and until the former state is freed.
+    pub fn restore(&mut self, input: &mut dyn Read) -> Result<(), SnapshotError> {
+        *self = Self::read_snapshot(self.options, input)?;
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -138,7 +156,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::store::SnapshotError;
 
     const OPTIONS: MachineOptions = MachineOptions {
         hash_key: 42,
@@ -183,7 +200,9 @@ mod tests {
         let request = entry(Some((7, 1)), 1, &["INCR a", "INCR a"]);
         let replies = machine.apply(&request).unwrap();
         assert_eq!(machine.apply(&request).unwrap(), replies);
-        let mut machine = restore(&snapshot(&machine)).unwrap();
+        let bytes = snapshot(&machine);
+        assert!(machine.restore(&mut &bytes[1..]).is_err());
+        machine.restore(&mut &bytes[..]).unwrap();
         assert_eq!(machine.apply(&request).unwrap(), replies);
         assert_eq!(get(&machine, 1, "a"), Reply::bulk("2"));
         assert_eq!(
@@ -211,9 +230,9 @@ mod tests {
         for key in 0..150 {
             machine.apply(&entry(None, 1, &[&format!("SET {key} v PX 10")])).unwrap();
         }
-        assert!(!machine.is_purge_due(10));
+        assert!(!machine.is_tick_due(10));
         let mut ticks = 0;
-        while machine.is_purge_due(11) {
+        while machine.is_tick_due(11) {
             assert_eq!(machine.stats(11).keys, 0);
             machine.apply(&Proposal::tick(11).encode()).unwrap();
             ticks += 1;

@@ -35,14 +35,14 @@ impl MachineView {
         Self { store, sessions, log_time_ms }
     }
 
-    /// Writes the snapshot.
+    /// Writes the snapshot, and lets go of the state as it is written.
     ///
     /// # Errors
     /// Those of `out`.
     ///
     /// # Blocking
     /// As `out` does; it is written to in pieces of 64 KiB or more.
-    pub fn write_snapshot(&self, out: &mut dyn Write) -> io::Result<()> {
+    pub fn write_snapshot(self, out: &mut dyn Write) -> io::Result<()> {
         let mut buffered = BufWriter::with_capacity(BUFFER_BYTES, ChecksumWriter { out, checksum: 0 });
         buffered.write_all(&MAGIC)?;
         buffered.write_all(&VERSION.to_le_bytes())?;
@@ -91,7 +91,7 @@ impl KvMachine {
         if input.read(&mut word)? != 0 {
             return Err(SnapshotError::Damaged("bytes after the end"));
         }
-        Ok(Self { store, sessions, log_time_ms })
+        Ok(Self { options, store, sessions, log_time_ms })
     }
 }
 

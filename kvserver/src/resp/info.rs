@@ -45,7 +45,6 @@ impl ServerInfo {
         let all = sections.is_empty()
             || sections.iter().any(|section| matches!(section.as_str(), "all" | "everything" | "default"));
         let leader = self.raft_leader.map_or_else(|| "none".to_owned(), |leader| leader.to_string());
-        let is_leader = self.raft_leader == Some(self.node_id);
         let machine = &self.machine;
         let log_entries = (self.raft_last_index + 1).saturating_sub(self.raft_first_index);
 
@@ -82,7 +81,8 @@ impl ServerInfo {
                 ("total_commands_processed", &commands_total),
             ],
         );
-        section("Replication", &[("role", &if is_leader { "master" } else { "slave" })]);
+        // Every node takes writes, whoever leads: a client that looks for a master has found one.
+        section("Replication", &[("role", &"master")]);
         section(
             "Raft",
             &[

@@ -29,6 +29,9 @@ pub use snapshot::SnapshotError;
 const BUCKET_BITS: u32 = 14;
 const BUCKETS: usize = 1 << BUCKET_BITS;
 
+/// How many records that a clear has taken out are freed at a time, about.
+const FREED_RECORDS_MAX: usize = 1024;
+
 /// What a record is counted for beside its key and value: its place, its header, and the allocator's share.
 const RECORD_OVERHEAD_BYTES: u64 = 128;
 
@@ -94,12 +97,27 @@ pub struct Store {
     bytes: u64,
     /// Invariant: exactly the records with an expiry, by time and key.
     expiries: BTreeSet<(u64, Arc<[u8]>)>,
+    cleared: Cleared,
+}
+
+/// What was taken out by [`Store::clear`]. Freeing a million records at once would stop everything for a second.
+#[derive(Debug, Default)]
+struct Cleared {
+    buckets: Vec<Arc<Bucket>>,
+    expiries: Vec<BTreeSet<(u64, Arc<[u8]>)>>,
 }
 
 impl Store {
     /// An empty store. All replicas of a cluster must use the same `hash_key`, and clients should not know it.
     pub fn new(hash_key: u128) -> Self {
-        Self { buckets: empty_buckets(), hash_key, len: 0, bytes: 0, expiries: BTreeSet::new() }
+        Self {
+            buckets: empty_buckets(),
+            hash_key,
+            len: 0,
+            bytes: 0,
+            expiries: BTreeSet::new(),
+            cleared: Cleared::default(),
+        }
     }
 
     /// How many records are visible at `now_ms`. Takes time proportional to those expired but not yet purged.
@@ -184,9 +202,36 @@ impl Store {
         Some(record)
     }
 
-    /// Removes all records.
+    /// Removes all records. Their memory is freed by later calls of [`Store::free_cleared`].
     pub fn clear(&mut self) {
-        *self = Self::new(self.hash_key);
+        let mut cleared = std::mem::take(&mut self.cleared);
+        let old = std::mem::replace(self, Self::new(self.hash_key));
+        cleared.buckets.extend(old.buckets.into_iter().filter(|bucket| !bucket.is_empty()));
+        if !old.expiries.is_empty() {
+            cleared.expiries.push(old.expiries);
+        }
+        self.cleared = cleared;
+    }
+
+    /// Whether there is memory for [`Store::free_cleared`] to free.
+    pub fn has_cleared(&self) -> bool {
+        !self.cleared.buckets.is_empty() || !self.cleared.expiries.is_empty()
+    }
+
+    /// Frees the memory of about a thousand records that were cleared.
+    pub fn free_cleared(&mut self) {
+        let mut freed = 0;
+        while freed < FREED_RECORDS_MAX
+            && let Some(bucket) = self.cleared.buckets.pop()
+        {
+            freed += bucket.len();
+        }
+        for _ in 0..FREED_RECORDS_MAX {
+            let Some(expiries) = self.cleared.expiries.last_mut() else { return };
+            if expiries.pop_first().is_none() {
+                self.cleared.expiries.pop();
+            }
+        }
     }
 
     /// Removes up to `records_max` records that have expired at `now_ms`, the longest expired first.
@@ -322,6 +367,11 @@ impl StoreView {
     /// Whether there is no record.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// The buckets in order, each to be dropped when done with: freeing all at the end would take a while.
+    fn into_buckets(self) -> impl Iterator<Item = Arc<Bucket>> {
+        self.buckets.into_iter()
     }
 
     /// The records by position, then key.
@@ -473,6 +523,27 @@ mod tests {
         assert_eq!(chosen.len(), 20);
         assert!(!chosen.contains(b"expired".as_slice()));
         assert_eq!(Store::new(0).random_key(1, 0), None);
+    }
+
+    #[test]
+    fn what_was_cleared_is_freed_bit_by_bit() {
+        let mut store = Store::new(0);
+        for key in 0..10_000_u32 {
+            store.set(&key.to_le_bytes(), b"", Some(u64::from(key)));
+        }
+        let record =
+            Arc::downgrade(&store.buckets.iter().find(|bucket| !bucket.is_empty()).unwrap()[0].record);
+        store.clear();
+        store.set(b"new", b"", Some(1));
+        let mut calls = 0;
+        while store.has_cleared() {
+            store.free_cleared();
+            calls += 1;
+        }
+        assert!((8..=12).contains(&calls), "{calls}");
+        assert!(record.upgrade().is_none());
+        check_invariants(&store);
+        assert_eq!(store.len(0), 1);
     }
 
     #[derive(Clone, Debug)]

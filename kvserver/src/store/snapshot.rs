@@ -11,9 +11,9 @@
 
 use std::io::{self, Read, Write};
 
-use bytes::{BufMut, Bytes};
+use bytes::Bytes;
 
-use super::{Store, StoreView};
+use super::{Slot, Store, StoreView};
 use crate::codec;
 
 /// No key or value is longer: it is what a single bulk string of the protocol can carry.
@@ -51,23 +51,19 @@ pub enum SnapshotError {
 }
 
 impl StoreView {
-    pub(crate) fn write_records(&self, out: &mut impl Write) -> io::Result<()> {
+    pub(crate) fn write_records(self, out: &mut impl Write) -> io::Result<()> {
         let mut header = Vec::with_capacity(64);
         codec::put_varint(&mut header, self.len as u64);
         out.write_all(&header)?;
-        for record in self.records() {
-            header.clear();
-            codec::put_varint(
-                &mut header,
-                record.expires_at_ms.map_or(0, |expires_at_ms| expires_at_ms.saturating_add(1)),
-            );
-            codec::put_bytes(&mut header, &record.key);
-            codec::put_varint(&mut header, record.value.len() as u64);
-            // A small value goes along in the same write.
-            if record.value.len() <= 4096 {
-                header.put_slice(&record.value);
-                out.write_all(&header)?;
-            } else {
+        for bucket in self.into_buckets() {
+            for Slot { record, .. } in bucket.iter() {
+                header.clear();
+                codec::put_varint(
+                    &mut header,
+                    record.expires_at_ms.map_or(0, |at_ms| at_ms.saturating_add(1)),
+                );
+                codec::put_bytes(&mut header, &record.key);
+                codec::put_varint(&mut header, record.value.len() as u64);
                 out.write_all(&header)?;
                 out.write_all(&record.value)?;
             }
