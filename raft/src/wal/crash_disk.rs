@@ -68,6 +68,8 @@ struct Power {
     /// Calls made so far, and which one is to fail with which error.
     calls: usize,
     fail: Option<(usize, i32)>,
+    /// Whether a sync that fails leaves the pages to be written later, as if it had not been called.
+    keep_unsynced: bool,
 }
 
 impl Power {
@@ -110,6 +112,11 @@ impl CrashDisk {
 
     pub(crate) fn fail_no_call(&self) {
         self.0.lock().unwrap().fail = None;
+    }
+
+    /// Makes a failing sync keep the pages, as a kill in its place would; else it drops them, as kernels do.
+    pub(crate) fn keep_unsynced(&self, keep: bool) {
+        self.0.lock().unwrap().keep_unsynced = keep;
     }
 
     pub(crate) fn calls(&self) -> usize {
@@ -184,6 +191,9 @@ impl Disk for CrashDisk {
     fn sync_data(&self, file: &File) -> io::Result<()> {
         let mut power = self.0.lock().unwrap();
         let result = power.call();
+        if result.is_err() && power.keep_unsynced {
+            return result;
+        }
         let image = power.image_of(file.metadata()?.ino());
         let image = &mut power.images[image];
         // A failed sync marks the pages clean: the kernel shows the data and will never write it.
