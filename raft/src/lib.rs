@@ -2,9 +2,18 @@
 //!
 //! - [`core`]: the algorithm as a pure state machine. No I/O, clock, thread, randomness or log line.
 //! - [`wal`] and [`snapshot`]: what a member keeps on disk.
-//! - `group`: the driver that runs one member of a group, in ordinary blocking style over `std`.
+//! - [`group`]: the driver that runs one member of a group, in ordinary blocking style over `std`.
+//!
+//! Sending messages belongs to the user, who implements [`group::Transport`], and so does the replicated
+//! state, a [`group::StateMachine`].
 #![forbid(unsafe_code)]
 
 pub mod core;
+mod error;
+pub mod group;
 pub mod snapshot;
+mod spawn;
 pub mod wal;
+
+pub use error::RaftError;
+pub(crate) use spawn::{JoinHandle, spawn};

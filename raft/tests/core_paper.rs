@@ -575,6 +575,31 @@ fn messages_that_no_working_peer_sends_are_refused_and_change_nothing() {
     assert!(matches!(ack, Err(StepError::AckBeyondLog { matched: 99, .. })));
 }
 
+/// An operator has removed a node's data, as the errors of the log advise, and the leader has not changed since.
+#[test]
+fn a_node_that_lost_its_disk_is_brought_back_by_the_same_leader() {
+    let mut network = network(3);
+    let leader = network.elect();
+    let wiped = network.ids().into_iter().find(|&id| id != leader).unwrap();
+    for n in 0..10 {
+        network.propose(leader, &format!("{n}"));
+        network.settle();
+    }
+    network.crash(wiped, 0);
+    network.nodes.get_mut(&wiped).unwrap().disk = Default::default();
+    network.restart(wiped);
+    network.tick(leader);
+    let heartbeat = network.messages.iter().position(|m| m.to == wiped).unwrap();
+    let heartbeat = network.messages.remove(heartbeat);
+    let lost = network.raft(wiped).step(heartbeat).unwrap_err();
+    assert!(matches!(lost, StepError::LostEntries { last_index: 0, .. }), "{lost}");
+    network.drain(wiped);
+    network.settle();
+    network.round();
+    assert!(network.agrees());
+    assert_eq!(network.leader(), Some(leader));
+}
+
 #[test]
 fn an_entry_that_is_committed_is_never_replaced() {
     let mut raft = lone(5, &[1, 2]);

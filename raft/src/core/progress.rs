@@ -103,7 +103,8 @@ impl Progress {
     pub fn refused(&mut self, rejected: Index, agree_max: Index) -> bool {
         match self.state {
             ProgressState::Snapshot { .. } => false,
-            ProgressState::Replicate if rejected <= self.matched => false,
+            // Beyond doubt an old answer. Any other may be, too, but costs only a probe.
+            ProgressState::Replicate if rejected <= self.matched && agree_max >= self.matched => false,
             ProgressState::Replicate => {
                 self.become_probe();
                 true
@@ -111,6 +112,9 @@ impl Progress {
             // Only one probe is out at a time, so an answer to any other is an old one.
             ProgressState::Probe if rejected + 1 != self.next => false,
             ProgressState::Probe => {
+                // Below what it had acknowledged: the peer has lost its disk and starts anew. (Or this is a repeated
+                // old answer; then its next acknowledgement restores the number. Nothing is uncommitted by it.)
+                self.matched = self.matched.min(agree_max);
                 self.next = rejected.min(agree_max + 1).max(self.matched + 1);
                 self.probe_sent = false;
                 true
@@ -253,19 +257,19 @@ mod tests {
         assert!(peer.refused(9, 4));
         assert_eq!(peer.next, 5);
         assert!(peer.accepted(4, 1));
-        assert!(!peer.refused(4, 0), "replicating, and 4 is known to match");
+        assert!(!peer.refused(3, 4), "replicating, and 4 is known to match");
         assert!(peer.refused(7, 0));
         assert_eq!((peer.state, peer.next), (ProgressState::Probe, 5));
     }
 
     #[test]
-    fn a_refusal_never_moves_next_below_what_matched() {
+    fn a_peer_that_lost_what_it_acknowledged_starts_anew() {
         let mut peer = Progress::new(10, 2, 100);
-        assert!(peer.accepted(6, 1));
-        peer.unreachable();
-        assert_eq!(peer.next, 7);
-        assert!(peer.refused(6, 0));
-        assert_eq!(peer.next, 7);
+        assert!(peer.accepted(9, 1));
+        assert!(peer.refused(9, 0));
+        assert_eq!((peer.state, peer.matched, peer.next), (ProgressState::Probe, 9, 10));
+        assert!(peer.refused(9, 0));
+        assert_eq!((peer.matched, peer.next), (0, 1));
     }
 
     #[test]

@@ -69,7 +69,8 @@ pub enum StepError {
         /// The other one.
         from: NodeId,
     },
-    /// The leader believes that this node has entries that it does not have: its disk has lost them.
+    /// The leader believes that this node has entries that it does not have: its disk has lost them. The leader will
+    /// notice and send them again; but until it has, a vote of this node may elect a leader that lacks them, too.
     #[error(
         "node {from} counts on entry {commit}, but the log ends at {last_index}; has this node lost data?"
     )]
@@ -255,6 +256,11 @@ impl Raft {
         self.log.committed
     }
 
+    /// The latest snapshot.
+    pub fn snapshot(&self) -> SnapshotMeta {
+        self.log.snapshot
+    }
+
     /// Where to cut the log after a snapshot at `snapshot`, so that at most `entries_max` entries with at most
     /// `bytes_max` bytes stay from before its end.
     pub fn keep_from(&self, snapshot: Index, entries_max: u64, bytes_max: u64) -> Index {
@@ -313,8 +319,8 @@ impl Raft {
     /// A message arrived from a peer.
     ///
     /// # Errors
-    /// The message is not one that a working peer sends here; nothing was changed except that a higher term in it
-    /// may have been adopted. The caller logs and counts it.
+    /// The message is not one that a working peer sends here; it had no effect except that a higher term in it may
+    /// have been adopted. For [`StepError::LostEntries`] it is this node that does not work. The caller logs and counts it.
     pub fn step(&mut self, message: Message) -> Result<(), StepError> {
         let (from, id) = (message.from, self.config.id);
         if message.to != id {
@@ -533,11 +539,13 @@ impl Raft {
             }
             Body::Heartbeat { commit, context } => {
                 let last_index = self.log.last_index();
+                let _ = self.log.commit_to(commit.min(last_index));
+                self.send(from, Body::HeartbeatReply { context });
                 if commit > last_index {
+                    let (hint_index, hint_term) = (last_index, self.log.last_term());
+                    self.send(from, Body::AppendRejected { rejected: commit, hint_index, hint_term });
                     return Err(StepError::LostEntries { from, commit, last_index });
                 }
-                let _ = self.log.commit_to(commit);
-                self.send(from, Body::HeartbeatReply { context });
             }
             Body::InstallSnapshot { snapshot } => self.handle_snapshot(from, snapshot),
             Body::AppendAccepted { matched } => return self.handle_accepted(from, matched),
