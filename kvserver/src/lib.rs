@@ -1,8 +1,9 @@
 //! The Squall server: a replicated, linearizable, durable key-value store that any Redis client can use.
 //!
-//! This crate owns the store, the commands, the Redis front end and the configuration. It is ordinary blocking
-//! Rust over `std`: it knows neither fibers nor event loops, holds no global mutable state (several nodes may
-//! live in one process), and reads no clock below the front end: the time of an operation is part of it.
+//! This crate owns the store, the commands, the Redis front end and the configuration. It is ordinary
+//! blocking Rust over `std`: it knows neither fibers nor event loops, holds no global mutable state (several
+//! nodes may live in one process), and reads no clock below the front end: the time of an operation is part
+//! of it.
 //!
 //! - [`resp`]: the Redis protocol and the loop that serves one connection;
 //! - [`command`]: what each command means, as a function of the store and the time given;

@@ -1,8 +1,8 @@
 //! Sessions: what makes a request that a client repeats run once.
 //!
-//! A client that retries names itself by a random `client_id` and numbers its requests from 1, one outstanding at a
-//! time. The table is part of the replicated state, so every replica decides alike, also after a restart, a change
-//! of leader or from a snapshot:
+//! A client that retries names itself by a random `client_id` and numbers its requests from 1, one
+//! outstanding at a time. The table is part of the replicated state, so every replica decides alike, also
+//! after a restart, a change of leader or from a snapshot:
 //!
 //! | request | answer |
 //! |---|---|
@@ -11,10 +11,10 @@
 //! | a smaller number | [`SessionError::Stale`]; not executed |
 //! | above 1 of an unknown session | [`SessionError::Expired`]; not executed |
 //!
-//! The table is bounded: beyond a number of sessions, a size of their replies, or an idle time, all measured in log
-//! time, the least recently active session is forgotten. A request numbered 1 cannot be told from the first of a new
-//! session then, so a client that must be exact even past that opens its session with an empty batch as request 1:
-//! that is harmless to repeat, and every later request of a forgotten session is refused.
+//! The table is bounded: beyond a number of sessions, a size of their replies, or an idle time, all measured
+//! in log time, the least recently active session is forgotten. A request numbered 1 cannot be told from the
+//! first of a new session then, so a client that must be exact even past that opens its session with an empty
+//! batch as request 1: that is harmless to repeat, and every later request of a forgotten session is refused.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
@@ -61,7 +61,8 @@ impl Default for SessionLimits {
 /// A request that was not executed because of its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SessionError {
-    /// A later request of the session was executed already. The client has gone on; nobody should wait for this.
+    /// A later request of the session was executed already. The client has gone on; nobody should wait for
+    /// this.
     #[error("request {seq} of the session is stale: request {last_seq} was executed")]
     Stale {
         /// The number of the request.
@@ -69,8 +70,8 @@ pub enum SessionError {
         /// The last number executed.
         last_seq: u64,
     },
-    /// The session was forgotten, or never existed. The request was not executed now; whether an earlier attempt was
-    /// is no longer known.
+    /// The session was forgotten, or never existed. The request was not executed now; whether an earlier
+    /// attempt was is no longer known.
     #[error("the session of request {seq} is not known; it has expired")]
     Expired {
         /// The number of the request.
@@ -145,7 +146,8 @@ impl Sessions {
         Ok(Admission::Repeat(replies.to_vec()))
     }
 
-    /// Keeps the replies of an executed request, and forgets the oldest sessions if that takes the table over a bound.
+    /// Keeps the replies of an executed request, and forgets the oldest sessions if that takes the table over
+    /// a bound.
     pub fn record(&mut self, client_id: u128, seq: u64, now_ms: u64, replies: &[Reply]) {
         self.put(client_id, seq, now_ms, Arc::new(replies.to_vec()));
         while self.by_turn.len() > 1
@@ -222,8 +224,9 @@ impl Sessions {
 pub(crate) struct SessionsView(Vec<(u128, Session)>);
 
 impl SessionsView {
-    /// Writes the number of sessions, and for each: the client's id in 16 bytes, little-endian; the last request's
-    /// number; the time of activity; and the replies in RESP3 with their length. Numbers are varints.
+    /// Writes the number of sessions, and for each: the client's id in 16 bytes, little-endian; the last
+    /// request's number; the time of activity; and the replies in RESP3 with their length. Numbers are
+    /// varints.
     pub(crate) fn write(&self, out: &mut impl Write) -> io::Result<()> {
         let mut buffer = BytesMut::new();
         codec::put_varint(&mut buffer, self.0.len() as u64);

@@ -117,8 +117,8 @@ fn clients_count_together() {
     server.stop();
 }
 
-/// A client may write all of a long pipeline before it reads the first reply. Neither side may wait forever, though the
-/// replies are far more than the sockets hold.
+/// A client may write all of a long pipeline before it reads the first reply. Neither side may wait forever,
+/// though the replies are far more than the sockets hold.
 #[test]
 fn a_pipeline_that_is_read_only_after_it_is_written() {
     const REQUESTS: usize = 20_000;

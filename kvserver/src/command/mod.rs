@@ -1,10 +1,10 @@
 //! What each command means.
 //!
-//! [`find`] knows every command with its arity and keys. Commands of the connection are answered by the front end;
-//! those of the store are parsed into [`Read`] or [`Write`], so that whatever can be wrong without looking at the
-//! store is found by [`validate`] before anything is proposed, and [`execute`] is a deterministic function: the
-//! store before it, the [`Context`] and the arguments decide the reply and the store after it, on every replica alike.
-//! The texts of errors are those of Redis 7.
+//! [`find`] knows every command with its arity and keys. Commands of the connection are answered by the front
+//! end; those of the store are parsed into [`Read`] or [`Write`], so that whatever can be wrong without
+//! looking at the store is found by [`validate`] before anything is proposed, and [`execute`] is a
+//! deterministic function: the store before it, the [`Context`] and the arguments decide the reply and the
+//! store after it, on every replica alike. The texts of errors are those of Redis 7.
 
 mod read;
 #[cfg(test)]
@@ -101,7 +101,8 @@ impl Spec {
         }
     }
 
-    /// The positions of its keys as Redis states them: the first, the last (-1 for the last argument), the step.
+    /// The positions of its keys as Redis states them: the first, the last (-1 for the last argument), the
+    /// step.
     pub fn key_range(&self) -> (i64, i64, i64) {
         match self.keys {
             Keys::None => (0, 0, 0),
@@ -163,7 +164,7 @@ const fn write(
 }
 
 /// Invariant: sorted by name.
-static COMMANDS: [Spec; 46] = [
+static COMMANDS: &[Spec] = &[
     write("append", 3, Keys::First, write::append),
     connection("auth", -2, ConnectionCommand::Auth),
     connection("client", -2, ConnectionCommand::Client),
@@ -214,7 +215,7 @@ static COMMANDS: [Spec; 46] = [
 
 /// All commands, sorted by name.
 pub fn table() -> &'static [Spec] {
-    &COMMANDS
+    COMMANDS
 }
 
 /// The command of a request, whose name may be in any case.
@@ -228,7 +229,8 @@ pub fn find(arguments: &[Bytes]) -> Result<&'static Spec, Reply> {
     Ok(spec)
 }
 
-/// Finds the command and checks all that can be checked without the store. A command that passes may be proposed.
+/// Finds the command and checks all that can be checked without the store. A command that passes may be
+/// proposed.
 ///
 /// # Errors
 /// The reply for what is wrong.

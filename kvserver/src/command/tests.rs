@@ -2,7 +2,8 @@
 
 use super::*;
 
-/// A store with a settable clock, driven by command lines. Words are separated by single spaces; `''` is empty.
+/// A store with a settable clock, driven by command lines. Words are separated by single spaces; `''` is
+/// empty.
 struct Client {
     store: Store,
     now_ms: u64,

@@ -1,11 +1,12 @@
 //! The configuration of a cluster: one file, the same on every node.
 //!
-//! It is read in two stages. The first takes the file apart and keeps the line of every key (`raw.rs`); the second, here,
-//! checks everything and yields a [`ClusterConfig`] that the rest of the program need not doubt. Every error names the
-//! file, the line and the key, and says what to do.
+//! It is read in two stages. The first takes the file apart and keeps the line of every key (`raw.rs`); the
+//! second, here, checks everything and yields a [`ClusterConfig`] that the rest of the program need not
+//! doubt. Every error names the file, the line and the key, and says what to do.
 //!
-//! Two forms are read: lines of `node0ip=127.0.0.1`, and TOML with `[[node]]` tables if the file's name ends in `.toml`.
-//! The settings have the same names in both; [`ClusterConfig::write_default`] writes each with its explanation.
+//! Two forms are read: lines of `node0ip=127.0.0.1`, and TOML with `[[node]]` tables if the file's name ends
+//! in `.toml`. The settings have the same names in both; [`ClusterConfig::write_default`] writes each with
+//! its explanation.
 
 mod password;
 mod raw;
@@ -125,14 +126,15 @@ impl NodeConfig {
 /// The settings that all nodes share.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Tells this cluster from any other. Part of everything on disk and of every handshake. It also keys the hash of
-    /// the store, so the whole of it should not be shown to clients.
+    /// Tells this cluster from any other. Part of everything on disk and of every handshake. It also keys the
+    /// hash of the store, so the whole of it should not be shown to clients.
     pub cluster_id: u128,
     /// What clients must authenticate with, if anything. Without it only this machine may connect.
     pub password: Option<Password>,
     /// What to bind to instead of a node's own address.
     pub listen: Option<IpAddr>,
-    /// A follower that hears nothing from a leader for this long, and up to twice as long, stands for election.
+    /// A follower that hears nothing from a leader for this long, and up to twice as long, stands for
+    /// election.
     pub election_timeout_ms: u64,
     /// How often an idle leader tells its followers that it is there.
     pub heartbeat_ms: u64,
@@ -151,7 +153,8 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The limits on requests. The whole request has room for one key and one value of the greatest length beside 1 MiB.
+    /// The limits on requests. The whole request has room for one key and one value of the greatest length
+    /// beside 1 MiB.
     pub fn limits(&self) -> Limits {
         Limits {
             key_bytes_max: self.key_bytes_max,
@@ -179,7 +182,7 @@ impl Settings {
             connections_max: 0,
             output_bytes_max: 0,
         };
-        for number in &NUMBERS {
+        for number in NUMBERS {
             *(number.field)(&mut settings) = number.default;
         }
         settings
@@ -201,7 +204,7 @@ const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
-static NUMBERS: [Number; 8] = [
+static NUMBERS: &[Number] = &[
     Number {
         name: "election_timeout_ms",
         default: 500,

@@ -25,8 +25,8 @@ pub(super) struct Malformed {
     pub(super) problem: String,
 }
 
-/// Reads the form of one `key=value` a line: `node0ip=127.0.0.1`. A `#` at the start of a line, or after a space,
-/// begins a comment.
+/// Reads the form of one `key=value` a line: `node0ip=127.0.0.1`. A `#` at the start of a line, or after a
+/// space, begins a comment.
 pub(super) fn parse_lines(text: &str) -> Result<Vec<RawSetting>, Malformed> {
     let mut settings = Vec::new();
     for (line, content) in (1..).zip(text.trim_start_matches('\u{feff}').lines()) {

@@ -8,12 +8,13 @@ use std::path::Path;
 use super::{ClusterConfig, ConfigError, NUMBERS, is_toml};
 
 impl ClusterConfig {
-    /// Writes the configuration of a new cluster of `nodes` nodes on this machine, in the form that the name of `path`
-    /// tells, and returns it. The cluster gets a random id. The settings stand there with their defaults, commented out.
+    /// Writes the configuration of a new cluster of `nodes` nodes on this machine, in the form that the name
+    /// of `path` tells, and returns it. The cluster gets a random id. The settings stand there with their
+    /// defaults, commented out.
     ///
     /// # Errors
-    /// [`ConfigError`] if the number of nodes is impossible, or the file exists or cannot be written. A file that exists is
-    /// never changed, also if two processes write it at the same time.
+    /// [`ConfigError`] if the number of nodes is impossible, or the file exists or cannot be written. A file
+    /// that exists is never changed, also if two processes write it at the same time.
     ///
     /// # Blocking
     /// Until the file is on disk.
@@ -55,7 +56,7 @@ impl ClusterConfig {
         writeln!(text, "# password{equals}{quote}…{quote}\n")?;
         writeln!(text, "# The address to bind to, if it is not the node's own, as in a container.")?;
         writeln!(text, "# listen{equals}{quote}0.0.0.0{quote}\n")?;
-        for number in &NUMBERS {
+        for number in NUMBERS {
             for line in number.meaning {
                 writeln!(text, "# {line}")?;
             }

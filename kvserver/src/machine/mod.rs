@@ -1,8 +1,9 @@
 //! The replicated state machine: the store and the sessions, changed by log entries alone.
 //!
-//! Two machines that were given the same entries hold the same state, byte for byte in their snapshots. All that may
-//! differ between nodes, the leader's clock and its configured limits, is stamped into the entry. Log time never
-//! goes back: an entry stamped by a leader whose clock is behind runs at the time of the one before it.
+//! Two machines that were given the same entries hold the same state, byte for byte in their snapshots. All
+//! that may differ between nodes, the leader's clock and its configured limits, is stamped into the entry.
+//! Log time never goes back: an entry stamped by a leader whose clock is behind runs at the time of the one
+//! before it.
 //!
 //! Expired keys are removed as entries are applied, a bounded number for each. On an idle cluster nothing is
 //! applied, so the leader should propose [`Proposal::tick`] while [`KvMachine::is_tick_due`] says so.
@@ -22,8 +23,8 @@ use crate::store::{SnapshotError, Store};
 pub use proposal::{Proposal, ProposalError};
 pub use snapshot::MachineView;
 
-/// How many expired keys an entry removes, and how many more for each of its commands. A command gives an expiry to
-/// one key at most, so removal keeps pace with any traffic.
+/// How many expired keys an entry removes, and how many more for each of its commands. A command gives an
+/// expiry to one key at most, so removal keeps pace with any traffic.
 const PURGED_PER_ENTRY: usize = 64;
 const PURGED_PER_COMMAND: usize = 2;
 
@@ -107,8 +108,8 @@ impl KvMachine {
         Ok(replies)
     }
 
-    /// Answers commands that only read, as of `now_ms` or the log's time, whichever is later. What an applied entry
-    /// saw expire stays expired, even for a reader whose clock is behind.
+    /// Answers commands that only read, as of `now_ms` or the log's time, whichever is later. What an applied
+    /// entry saw expire stays expired, even for a reader whose clock is behind.
     pub fn query(&self, now_ms: u64, commands: &[Vec<Bytes>]) -> Vec<Reply> {
         // Reads append nothing, so the limit on values does not matter.
         let context = Context { now_ms: self.log_time_ms.max(now_ms), value_bytes_max: 0 };
@@ -117,8 +118,12 @@ impl KvMachine {
 
     /// Whether keys that have expired at `now_ms`, or were cleared, are still in memory.
     pub fn is_tick_due(&self, now_ms: u64) -> bool {
-        let now_ms = now_ms.max(self.log_time_ms);
-        self.store.has_cleared() || self.store.next_expiry_ms().is_some_and(|expiry_ms| expiry_ms <= now_ms)
+        self.tick_due_ms().is_some_and(|due_ms| due_ms <= now_ms.max(self.log_time_ms))
+    }
+
+    /// From when on [`KvMachine::is_tick_due`] says so, if nothing is written meanwhile; `None` if never.
+    pub fn tick_due_ms(&self) -> Option<u64> {
+        if self.store.has_cleared() { Some(0) } else { self.store.next_expiry_ms() }
     }
 
     /// Figures about the state at `now_ms`.
@@ -132,8 +137,9 @@ impl KvMachine {
         }
     }
 
-    /// A view of the state as it is now, to be written as a snapshot by another activity while entries are applied.
-    /// Takes well under a millisecond for the store, and time proportional to the number of sessions.
+    /// A view of the state as it is now, to be written as a snapshot by another activity while entries are
+    /// applied. Takes well under a millisecond for the store, and time proportional to the number of
+    /// sessions.
     pub fn view(&self) -> MachineView {
         MachineView::new(self.store.view(), self.sessions.view(), self.log_time_ms)
     }

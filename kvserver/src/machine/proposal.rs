@@ -136,26 +136,36 @@ mod tests {
 
     use super::*;
 
+    fn proposals() -> impl Strategy<Value = Proposal> {
+        let words =
+            prop::collection::vec(prop::collection::vec(any::<u8>(), 0..200).prop_map(Bytes::from), 0..4);
+        let session = prop::option::of((any::<u128>(), 1_u64..));
+        let commands = prop::collection::vec(words, 0..4);
+        (session, 0..=NOW_MS_MAX, any::<u64>(), commands).prop_map(
+            |(session, now_ms, value_bytes_max, commands)| Proposal {
+                session,
+                now_ms,
+                value_bytes_max,
+                commands,
+            },
+        )
+    }
+
     proptest! {
         #[test]
-        fn entries_round_trip(
-            session in prop::option::of((any::<u128>(), 1_u64..)),
-            now_ms in 0..=NOW_MS_MAX,
-            value_bytes_max in any::<u64>(),
-            commands in prop::collection::vec(prop::collection::vec(prop::collection::vec(any::<u8>(), 0..200), 0..4), 0..4),
-        ) {
-            let commands = commands.into_iter().map(|words| words.into_iter().map(Bytes::from).collect()).collect();
-            let proposal = Proposal { session, now_ms, value_bytes_max, commands };
+        fn entries_round_trip(proposal in proposals()) {
             prop_assert_eq!(Proposal::decode(&proposal.encode()), Ok(proposal));
         }
 
         #[test]
-        fn what_decodes_is_the_one_encoding_of_it(mut bytes in prop::collection::vec(any::<u8>(), 2..40)) {
-            bytes[0] = VERSION;
-            bytes[1] &= HAS_SESSION;
+        fn what_decodes_is_the_one_encoding_of_it(proposal in proposals(), at in any::<prop::sample::Index>(), flip in 1_u8..) {
+            let mut bytes = proposal.encode().to_vec();
+            let at = at.index(bytes.len());
+            bytes[at] ^= flip;
             let bytes = Bytes::from(bytes);
-            if let Ok(proposal) = Proposal::decode(&bytes) {
-                prop_assert_eq!(proposal.encode(), bytes);
+            if let Ok(changed) = Proposal::decode(&bytes) {
+                prop_assert_ne!(&changed, &proposal);
+                prop_assert_eq!(changed.encode(), bytes);
             }
         }
     }

@@ -113,7 +113,8 @@ impl Write for ChecksumWriter<'_> {
     }
 }
 
-/// Buffers its input, and sums what is taken from the buffer: in large pieces, because most reads are of a few bytes.
+/// Buffers its input, and sums what is taken from the buffer: in large pieces, because most reads are of a
+/// few bytes.
 struct ChecksumReader<'a> {
     input: &'a mut dyn Read,
     buffer: Vec<u8>,

@@ -1,9 +1,10 @@
 //! Output to a client that does not read yet.
 //!
-//! Many clients write a whole pipeline before they read the first reply. A server that blocks on the full socket would
-//! then stop reading, the client would block on its own full socket, and both would wait forever. So a write that the
-//! socket does not take for a moment goes to a backlog in memory, which another activity writes out, and the
-//! connection goes on reading. The usual write goes straight to the socket, with no activity to wake.
+//! Many clients write a whole pipeline before they read the first reply. A server that blocks on the full
+//! socket would then stop reading, the client would block on its own full socket, and both would wait
+//! forever. So a write that the socket does not take for a moment goes to a backlog in memory, which another
+//! activity writes out, and the connection goes on reading. The usual write goes straight to the socket, with
+//! no activity to wake.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
@@ -21,8 +22,8 @@ const STALL_MAX: Duration = Duration::from_secs(60);
 /// Writes to a socket, by way of a backlog when the client does not keep up.
 ///
 /// # Blocking
-/// Writing blocks for at most a moment, except when the backlog is full: then until there is room, or until the client
-/// has taken nothing for a minute and the connection is cut.
+/// Writing blocks for at most a moment, except when the backlog is full: then until there is room, or until
+/// the client has taken nothing for a minute and the connection is cut.
 #[derive(Debug)]
 pub struct BacklogWriter {
     shared: Arc<Shared>,
@@ -123,8 +124,8 @@ impl Shared {
             backlog.bytes -= chunk.len();
             if let Err(error) = result {
                 *backlog = Backlog { failed: Some(error.kind()), ..Backlog::default() };
-                // Wakes the reader, which would otherwise wait for requests that it could not answer. An error here
-                // means that the connection is gone already.
+                // Wakes the reader, which would otherwise wait for requests that it could not answer. An
+                // error here means that the connection is gone already.
                 let _ = self.stream.shutdown(Shutdown::Both);
                 self.changed.notify_all();
                 return;

@@ -1,8 +1,8 @@
 //! The loop that serves one connection, and the commands that concern only the connection.
 //!
-//! The loop reads what is there, takes all whole requests from it, hands runs of store commands to the [`Backend`] as
-//! one batch, and writes the replies in order, once per burst. Memory is bounded: the parser limits a request, the
-//! batch is limited here, and replies go out as they are made.
+//! The loop reads what is there, takes all whole requests from it, hands runs of store commands to the
+//! [`Backend`] as one batch, and writes the replies in order, once per burst. Memory is bounded: the parser
+//! limits a request, the batch is limited here, and replies go out as they are made.
 
 use std::io::{self, BufWriter, Read, Write};
 use std::net::{IpAddr, SocketAddr};
@@ -29,8 +29,8 @@ const WRONG_PASS: Reply = Reply::error("WRONGPASS invalid username-password pair
 
 /// What executes the commands of the store.
 pub trait Backend: Send + Sync {
-    /// Executes a batch of validated commands in order, and returns a reply for each. `read_only` says that none of them
-    /// writes. The reads must be linearizable.
+    /// Executes a batch of validated commands in order, and returns a reply for each. `read_only` says that
+    /// none of them writes. The reads must be linearizable.
     ///
     /// # Errors
     /// [`BackendError`], which then answers each command of the batch.
@@ -60,7 +60,8 @@ pub enum BackendError {
     /// There is more to do than the node takes on. The batch was not executed.
     #[error("TRYAGAIN the node is overloaded: {0}")]
     Overloaded(String),
-    /// The batch was proposed, but its fate is not known: it may or may not have been executed, or be executed later.
+    /// The batch was proposed, but its fate is not known: it may or may not have been executed, or be
+    /// executed later.
     #[error("UNCERTAIN the command may or may not have been executed: {0}")]
     Uncertain(String),
     /// The batch was refused. It was not executed.
@@ -153,8 +154,8 @@ impl FrontEnd {
     }
 }
 
-/// The message for a client at `peer` that may not connect, as Redis's protected mode has it: without a password, only
-/// this machine may.
+/// The message for a client at `peer` that may not connect, as Redis's protected mode has it: without a
+/// password, only this machine may.
 pub fn protected_mode_refusal(peer: IpAddr, has_password: bool) -> Option<&'static str> {
     if has_password || peer.to_canonical().is_loopback() {
         return None;
@@ -244,7 +245,8 @@ impl<'a, W: Write> Connection<'a, W> {
             Err(reply) => {
                 self.closing = is_http(&arguments[0]);
                 if self.closing {
-                    // A web page made the browser talk to this port. Whatever the request's body holds must not run.
+                    // A web page made the browser talk to this port. Whatever the request's body holds must
+                    // not run.
                     log::warn!("client {} speaks HTTP to the Redis port; disconnected", self.session.peer);
                     return self.run_batch();
                 }

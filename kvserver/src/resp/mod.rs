@@ -1,8 +1,8 @@
 //! The Redis protocol: requests in, replies out, and the loop that serves one connection.
 //!
-//! [`RequestParser`] turns bytes into requests, [`Reply`] turns results into bytes, [`FrontEnd`] does both for a
-//! connection and hands the commands that need the store to a [`Backend`]. Nothing here knows what a command on
-//! keys means (see [`crate::command`]) or how it is replicated.
+//! [`RequestParser`] turns bytes into requests, [`Reply`] turns results into bytes, [`FrontEnd`] does both
+//! for a connection and hands the commands that need the store to a [`Backend`]. Nothing here knows what a
+//! command on keys means (see [`crate::command`]) or how it is replicated.
 
 mod backlog;
 mod clients;

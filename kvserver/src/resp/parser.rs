@@ -1,9 +1,10 @@
 //! The incremental parser of requests: arrays of bulk strings, and inline commands.
 //!
-//! The parser owns the connection's input buffer. A request's arguments are slices of that buffer, not copies.
-//! No announced length is ever allocated: the buffer grows with the bytes that arrive, and an argument that is
-//! legal but over the configured limit is skipped as it streams in, so that the connection stays usable.
-//! The texts of protocol errors are Redis's; after one the connection cannot be resynchronised and must close.
+//! The parser owns the connection's input buffer. A request's arguments are slices of that buffer, not
+//! copies. No announced length is ever allocated: the buffer grows with the bytes that arrive, and an
+//! argument that is legal but over the configured limit is skipped as it streams in, so that the connection
+//! stays usable. The texts of protocol errors are Redis's; after one the connection cannot be resynchronised
+//! and must close.
 
 use std::io::{self, Read};
 use std::ops::Range;

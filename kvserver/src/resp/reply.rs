@@ -167,8 +167,8 @@ impl Reply {
     }
 }
 
-/// Writes a type byte and a line. A line break inside, which may stem from a client's bytes quoted in an error,
-/// becomes a space: it would let that client forge replies.
+/// Writes a type byte and a line. A line break inside, which may stem from a client's bytes quoted in an
+/// error, becomes a space: it would let that client forge replies.
 fn write_line(out: &mut impl Write, kind: u8, text: &str) -> io::Result<()> {
     out.write_all(&[kind])?;
     if text.contains(['\r', '\n']) {
@@ -179,7 +179,8 @@ fn write_line(out: &mut impl Write, kind: u8, text: &str) -> io::Result<()> {
     out.write_all(b"\r\n")
 }
 
-/// Writes a type byte and a decimal number, without the formatting machinery: it runs once or twice per reply.
+/// Writes a type byte and a decimal number, without the formatting machinery: it runs once or twice per
+/// reply.
 fn write_number(out: &mut impl Write, kind: u8, number: i64) -> io::Result<()> {
     // The kind, a sign, nineteen digits and the line's end.
     let mut buffer = [0_u8; 23];

@@ -63,8 +63,9 @@ impl RedisServer {
         self.address
     }
 
-    /// Stops accepting, ends all connections and waits until they have ended. Requests that have arrived are answered,
-    /// except to a client that keeps sending, or does not read its answers, for more than five seconds.
+    /// Stops accepting, ends all connections and waits until they have ended. Requests that have arrived are
+    /// answered, except to a client that keeps sending, or does not read its answers, for more than five
+    /// seconds.
     ///
     /// # Blocking
     /// For those seconds at most, and until the backend has answered what it was asked.
@@ -170,8 +171,8 @@ fn serve(stream: &Arc<TcpStream>, peer: SocketAddr, front_end: &FrontEnd) -> io:
     result
 }
 
-/// Ends a connection so that the last reply arrives: closing a socket with unread input resets the connection, and a
-/// reset discards what the peer has not read yet, such as the error that explains it.
+/// Ends a connection so that the last reply arrives: closing a socket with unread input resets the
+/// connection, and a reset discards what the peer has not read yet, such as the error that explains it.
 fn linger(stream: &TcpStream) {
     let give_up_at = Instant::now() + LINGER;
     let mut discarded = 0;

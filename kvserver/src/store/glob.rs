@@ -1,4 +1,5 @@
-//! The patterns of `KEYS`, `SCAN MATCH` and `CONFIG GET`: `*`, `?`, `[abc]`, `[^a-z]`, and `\` before a literal byte.
+//! The patterns of `KEYS`, `SCAN MATCH` and `CONFIG GET`: `*`, `?`, `[abc]`, `[^a-z]`, and `\` before a
+//! literal byte.
 
 /// Whether all of `text` matches `pattern`. Takes time at most proportional to the product of their lengths,
 /// whatever the pattern: on a mismatch only the last `*` is tried again, one byte later.
@@ -36,8 +37,8 @@ fn match_one(pattern: &[u8], at: usize, byte: u8) -> Option<usize> {
     }
 }
 
-/// Matches one byte against the class whose inside starts at `at`. A class that is not closed reaches to the end
-/// of the pattern.
+/// Matches one byte against the class whose inside starts at `at`. A class that is not closed reaches to the
+/// end of the pattern.
 fn match_class(pattern: &[u8], mut at: usize, byte: u8) -> (bool, usize) {
     let negated = pattern.get(at) == Some(&b'^');
     at += usize::from(negated);

@@ -1,8 +1,8 @@
 //! Where a key stands in the store: SipHash-1-3 of the key, keyed per cluster.
 //!
-//! It is written out here because positions are part of the protocol: scan cursors and snapshots must mean the
-//! same on every replica and in every release, which `std`'s hasher does not promise. The key is the cluster's
-//! secret enough that a client cannot pick keys which all fall into one bucket.
+//! It is written out here because positions are part of the protocol: scan cursors and snapshots must mean
+//! the same on every replica and in every release, which `std`'s hasher does not promise. The key is the
+//! cluster's secret enough that a client cannot pick keys which all fall into one bucket.
 
 /// Positions have this many bits: every client, also one that keeps numbers as doubles, carries a scan cursor
 /// of this size unharmed.

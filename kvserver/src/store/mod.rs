@@ -1,17 +1,17 @@
 //! The keys and values of one node, in memory.
 //!
 //! **Order.** Every key has a position, a keyed hash of 48 bits (see `hash.rs`), and all iteration goes by
-//! position and then by key. The order is therefore the same on every replica and independent of history, and a
-//! scan cursor is nothing but the position to go on from: a key present throughout a scan is returned exactly
-//! once, no matter what is added, removed or restarted meanwhile.
+//! position and then by key. The order is therefore the same on every replica and independent of history, and
+//! a scan cursor is nothing but the position to go on from: a key present throughout a scan is returned
+//! exactly once, no matter what is added, removed or restarted meanwhile.
 //!
-//! **Views.** The positions are cut into 16,384 buckets, each a sorted vector behind an [`Arc`], of records behind
-//! `Arc`s. [`Store::view`] clones the bucket pointers; later changes copy the bucket (pointers only) and the record
-//! they touch, once. So a snapshot can be written by another activity while changes go on.
+//! **Views.** The positions are cut into 16,384 buckets, each a sorted vector behind an [`Arc`], of records
+//! behind `Arc`s. [`Store::view`] clones the bucket pointers; later changes copy the bucket (pointers only)
+//! and the record they touch, once. So a snapshot can be written by another activity while changes go on.
 //!
-//! **Time.** The store has no clock. A record past its expiry is invisible to every operation that is told such a
-//! time, and stays in memory until [`Store::purge_expired`]; which records are there at all is a function of the
-//! calls made, so replicas that apply the same log hold the same records.
+//! **Time.** The store has no clock. A record past its expiry is invisible to every operation that is told
+//! such a time, and stays in memory until [`Store::purge_expired`]; which records are there at all is a
+//! function of the calls made, so replicas that apply the same log hold the same records.
 
 pub(crate) mod glob;
 pub(crate) mod hash;
@@ -100,7 +100,8 @@ pub struct Store {
     cleared: Cleared,
 }
 
-/// What was taken out by [`Store::clear`]. Freeing a million records at once would stop everything for a second.
+/// What was taken out by [`Store::clear`]. Freeing a million records at once would stop everything for a
+/// second.
 #[derive(Debug, Default)]
 struct Cleared {
     buckets: Vec<Arc<Bucket>>,
@@ -108,7 +109,8 @@ struct Cleared {
 }
 
 impl Store {
-    /// An empty store. All replicas of a cluster must use the same `hash_key`, and clients should not know it.
+    /// An empty store. All replicas of a cluster must use the same `hash_key`, and clients should not know
+    /// it.
     pub fn new(hash_key: u128) -> Self {
         Self {
             buckets: empty_buckets(),
@@ -160,8 +162,8 @@ impl Store {
         self.insert(key, Bytes::copy_from_slice(value), expires_at_ms);
     }
 
-    /// Appends `suffix` to the value of the record of `key`, keeping its expiry, and returns the new length; `None`
-    /// if no such record is in memory.
+    /// Appends `suffix` to the value of the record of `key`, keeping its expiry, and returns the new length;
+    /// `None` if no such record is in memory.
     pub fn append(&mut self, key: &[u8], suffix: &[u8]) -> Option<usize> {
         let record = self.record_mut(key)?;
         // The value grows in place unless a view or a reply still holds it.
@@ -247,8 +249,8 @@ impl Store {
         records_max
     }
 
-    /// One page of the visible keys that match the glob `pattern`, from `cursor` on: about `count` keys are looked at.
-    /// A scan starts with cursor 0.
+    /// One page of the visible keys that match the glob `pattern`, from `cursor` on: about `count` keys are
+    /// looked at. A scan starts with cursor 0.
     pub fn scan(&self, cursor: u64, count: usize, pattern: Option<&[u8]>, now_ms: u64) -> ScanPage {
         let mut keys = Vec::new();
         let mut seen = 0;

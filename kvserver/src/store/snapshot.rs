@@ -6,8 +6,9 @@
 //! value    varint length, bytes
 //! ```
 //!
-//! in the store's order. The order is not relied on when reading, so a snapshot can seed a cluster with another
-//! hash key. The frame around this (version, sessions, checksum) is the state machine's, see [`crate::machine`].
+//! in the store's order. The order is not relied on when reading, so a snapshot can seed a cluster with
+//! another hash key. The frame around this (version, sessions, checksum) is the state machine's, see
+//! [`crate::machine`].
 
 use std::io::{self, Read, Write};
 
@@ -19,8 +20,8 @@ use crate::codec;
 /// No key or value is longer: it is what a single bulk string of the protocol can carry.
 const BYTES_MAX: u64 = 512 * 1024 * 1024;
 
-/// Why a snapshot could not be read. All but [`SnapshotError::Io`] say that its bytes are damaged, or not those of a
-/// snapshot of a release that this one knows.
+/// Why a snapshot could not be read. All but [`SnapshotError::Io`] say that its bytes are damaged, or not
+/// those of a snapshot of a release that this one knows.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
     /// The source failed, or ended too early.
