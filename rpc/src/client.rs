@@ -124,6 +124,8 @@ impl Client {
             let connection = shared.connection(slot, patience)?;
             let result = connection.call(header, body.clone(), deadline);
             match result {
+                // Its place in the pool is taken by another from now on.
+                Err(RpcError::NotSent(GOING_AWAY)) if connection.is_going_away() => {}
                 Err(RpcError::NotSent(_)) if patience.is_some() && Instant::now() < deadline => {}
                 Err(RpcError::DeadlineExceeded { .. }) => {
                     count(&shared.config.metrics.calls_expired);
@@ -179,6 +181,8 @@ impl Drop for Client {
     }
 }
 
+/// How a connection ends whose peer is shutting down.
+const GOING_AWAY: CloseReason = CloseReason::Refused(Code::ShuttingDown);
 /// All one-way messages go through the same connection: that is what keeps them in order.
 const NOTIFICATION_SLOT: usize = 0;
 
@@ -377,7 +381,7 @@ impl Shared {
                 Kind::Heartbeat => continue,
                 Kind::Goaway => {
                     log::debug!("rpc: {} is going away", self.addr);
-                    connection.going_away.store(true, Ordering::Relaxed);
+                    connection.go_away();
                     continue;
                 }
                 Kind::Response => Ok(body),
@@ -422,8 +426,6 @@ struct Connection {
     calls: Mutex<Calls>,
     /// Both sides have said hello.
     opened: AtomicBool,
-    /// The peer takes no new requests on this connection.
-    going_away: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -431,6 +433,10 @@ struct Calls {
     /// Invariant: empty once `ended` is set, so no call waits for a connection that is gone.
     waiting: BTreeMap<u32, Arc<Waiter>>,
     last_stream: u32,
+    /// The peer takes no new requests on this connection; when the last call has left, this side closes it. The
+    /// peer waits for that before it closes it itself, so that no request crosses its end on the wire and leaves its
+    /// caller in doubt.
+    going_away: bool,
     ended: Option<CloseReason>,
 }
 
@@ -438,9 +444,13 @@ impl Connection {
     fn new(queue_bytes_max: usize) -> Connection {
         Connection {
             link: Link::new(queue_bytes_max),
-            calls: Mutex::new(Calls { waiting: BTreeMap::new(), last_stream: 0, ended: None }),
+            calls: Mutex::new(Calls {
+                waiting: BTreeMap::new(),
+                last_stream: 0,
+                going_away: false,
+                ended: None,
+            }),
             opened: AtomicBool::new(false),
-            going_away: AtomicBool::new(false),
         }
     }
 
@@ -449,7 +459,27 @@ impl Connection {
     }
 
     fn is_going_away(&self) -> bool {
-        self.going_away.load(Ordering::Relaxed)
+        self.lock().going_away
+    }
+
+    fn go_away(&self) {
+        let mut calls = self.lock();
+        calls.going_away = true;
+        self.close_if_left(&calls);
+    }
+
+    fn close_if_left(&self, calls: &Calls) {
+        if calls.going_away && calls.waiting.is_empty() {
+            self.link.close(GOING_AWAY);
+        }
+    }
+
+    /// Takes a call out of the table, if it is still in.
+    fn leave(&self, stream: u32) -> Option<Arc<Waiter>> {
+        let mut calls = self.lock();
+        let waiter = calls.waiting.remove(&stream);
+        self.close_if_left(&calls);
+        waiter
     }
 
     fn call(&self, header: Header, body: Bytes, deadline: Instant) -> Result<Bytes, RpcError> {
@@ -457,13 +487,13 @@ impl Connection {
         let stream = self.begin(&waiter).map_err(|reason| RpcError::disconnected(reason, false))?;
         let frame = Outgoing::new(Header { stream, ..header }, body, Some(deadline));
         let ticket = self.link.push_wait(frame, Some(deadline)).inspect_err(|_| {
-            self.lock().waiting.remove(&stream);
+            self.leave(stream);
         })?;
         match waiter.wait(deadline) {
             Some(Outcome::Answer(answer)) => Ok(answer?),
             Some(Outcome::Ended(reason)) => Err(RpcError::disconnected(reason, self.link.was_taken(ticket))),
             None => {
-                self.lock().waiting.remove(&stream);
+                self.leave(stream);
                 // The writer drops a frame whose deadline has passed, so what it has not taken by now stays unsent.
                 Err(RpcError::DeadlineExceeded { sent: self.link.was_taken(ticket) })
             }
@@ -475,6 +505,9 @@ impl Connection {
         let mut calls = self.lock();
         if let Some(reason) = calls.ended {
             return Err(reason);
+        }
+        if calls.going_away {
+            return Err(GOING_AWAY);
         }
         // Ids come round after 4 billion calls; one that is still waiting by then keeps its own, and 0 means none.
         let mut stream = calls.last_stream.wrapping_add(1);
@@ -488,8 +521,7 @@ impl Connection {
 
     /// Gives an answer to its call; false when nobody waits for it.
     fn answer(&self, stream: u32, answer: Result<Bytes, Status>) -> bool {
-        let waiter = self.lock().waiting.remove(&stream);
-        waiter.is_some_and(|waiter| {
+        self.leave(stream).is_some_and(|waiter| {
             waiter.wake(Outcome::Answer(answer));
             true
         })

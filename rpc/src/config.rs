@@ -37,7 +37,8 @@ pub struct ServerConfig {
     pub idle_timeout: Duration,
     /// A connection whose peer accepts no byte for this long is closed. Default 30 s.
     pub write_stall_timeout: Duration,
-    /// How long [`shutdown`](crate::Server::shutdown) lets requests finish and their answers go out. Default 2 s.
+    /// How long [`shutdown`](crate::Server::shutdown) waits for requests to be answered and peers to leave.
+    /// Default 2 s.
     pub drain_timeout: Duration,
     /// Where to count; may be shared with others.
     pub metrics: Arc<RpcMetrics>,

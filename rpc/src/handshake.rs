@@ -44,6 +44,8 @@ pub struct LocalIdentity {
 pub struct PeerIdentity {
     /// Its node id; 0: not a member of the cluster.
     pub node_id: u64,
+    /// Whether it named this cluster's id. A client may come without; whether that is enough is the handler's to decide.
+    pub knows_cluster: bool,
     /// Where the connection comes from or goes to.
     pub addr: SocketAddr,
     /// The newest protocol version that both sides speak.
@@ -162,7 +164,8 @@ pub(crate) fn judge(local: &LocalIdentity, hello: &Hello, addr: SocketAddr) -> R
         );
         return Err(Refusal::new(Code::IncompatibleVersion, message));
     }
-    Ok(PeerIdentity { node_id: hello.node_id, addr, protocol_version })
+    let knows_cluster = cluster_id == local.cluster_id;
+    Ok(PeerIdentity { node_id: hello.node_id, knows_cluster, addr, protocol_version })
 }
 
 fn hex(id: &[u8; 16]) -> String {

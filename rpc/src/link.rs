@@ -84,7 +84,7 @@ pub(crate) struct Link {
     queue: Mutex<Queue>,
     /// The writer waits here for frames.
     work: Condvar,
-    /// Pushers wait here for room, and shutdown for all to be written.
+    /// Pushers wait here for room.
     room: Condvar,
     bytes_max: usize,
     /// Set once connected; before, frames merely queue.
@@ -191,24 +191,6 @@ impl Link {
     /// Whether the frame was handed to the network. After the link is closed the answer does not change any more.
     pub(crate) fn was_taken(&self, ticket: Ticket) -> bool {
         ticket.0 < self.lock().taken
-    }
-
-    /// Waits until everything queued has been written; false when that did not happen.
-    ///
-    /// # Blocking
-    /// Until then, until the link is closed, or until `deadline`.
-    pub(crate) fn wait_flushed(&self, deadline: Instant) -> bool {
-        let mut queue = self.lock();
-        while queue.bytes > 0 && !queue.closed {
-            queue.pushers_wait += 1;
-            let (guard, expired) = wait_until(&self.room, queue, Some(deadline));
-            queue = guard;
-            queue.pushers_wait -= 1;
-            if expired {
-                break;
-            }
-        }
-        queue.bytes == 0
     }
 
     /// The writer's whole life: writes what is queued, as it is queued, and heartbeats in between, until the

@@ -142,8 +142,9 @@ impl Server {
         self.shared.lock().connections.len()
     }
 
-    /// Stops: accepts no more, tells every peer to go elsewhere, refuses new requests, gives those in progress
-    /// `drain_timeout` to be answered, closes all connections. A second call waits for the first one's work.
+    /// Stops: accepts no more, tells every peer to go elsewhere, refuses new requests. A peer closes its connection
+    /// when its requests in progress are answered; what is left after `drain_timeout` is cut off. A second call
+    /// waits for the first one's work.
     ///
     /// # Blocking
     /// Until every handler has returned and every activity of this server has ended.
@@ -153,24 +154,12 @@ impl Server {
             connection.say_goodbye();
         }
         let deadline = Instant::now() + self.shared.config.drain_timeout;
+        self.shared.stop_accepting();
+        self.shared.wait_ended(Some(deadline));
         for connection in &connections {
-            if connection.in_flight.wait_idle(Some(deadline)) {
-                connection.link.wait_flushed(deadline);
-            }
             connection.link.close(CloseReason::Local);
         }
-        let mut state = self.shared.lock();
-        while state.accepting || !state.connections.is_empty() {
-            let retry = state.accepting.then(|| Instant::now() + WAKE_TIMEOUT);
-            if state.accepting {
-                drop(state);
-                self.shared.wake_accept();
-                state = self.shared.lock();
-            }
-            if state.accepting || !state.connections.is_empty() {
-                state = wait_until(&self.shared.changed, state, retry).0;
-            }
-        }
+        self.shared.wait_ended(None);
     }
 }
 
@@ -196,6 +185,30 @@ impl Shared {
         drop(state);
         self.changed.notify_all();
         connections
+    }
+
+    /// # Blocking
+    /// Until the accepting activity has ended.
+    fn stop_accepting(&self) {
+        let mut state = self.lock();
+        while state.accepting {
+            drop(state);
+            self.wake_accept();
+            state = self.lock();
+            if state.accepting {
+                state = wait_until(&self.changed, state, Some(Instant::now() + WAKE_TIMEOUT)).0;
+            }
+        }
+    }
+
+    /// # Blocking
+    /// Until every connection has ended or the deadline passes.
+    fn wait_ended(&self, deadline: Option<Instant>) {
+        let mut state = self.lock();
+        let mut expired = false;
+        while !state.connections.is_empty() && !expired {
+            (state, expired) = wait_until(&self.changed, state, deadline);
+        }
     }
 
     /// Makes a blocked accept return, by the one means that std has for it: a connection.
@@ -283,7 +296,7 @@ impl Shared {
             _ => log::Level::Info,
         };
         log::log!(level, "rpc: connection from {} ended: {reason}", connection.addr);
-        connection.in_flight.wait_idle(None);
+        drop(connection.in_flight.wait_for(|count| count.requests == 0));
         self.lock().connections.remove(&id);
         self.changed.notify_all();
     }
@@ -477,7 +490,8 @@ impl Connection {
     fn say_goodbye(&self) {
         self.going_away.store(true, Ordering::Relaxed);
         if !self.opened.load(Ordering::Relaxed) {
-            // Nobody writes its queue yet, and a stranger need not be waited for.
+            // A stranger would not understand, and need not be waited for.
+            self.link.close(CloseReason::Local);
             return;
         }
         let goaway = handshake::goaway(&Refusal::new(Code::ShuttingDown, "this node is shutting down"));
@@ -504,27 +518,16 @@ struct InFlightCount {
 }
 
 impl InFlight {
-    /// Waits until `accept` accepts what is in flight; false when `deadline` passes first.
-    fn wait(
-        &self,
-        deadline: Option<Instant>,
-        accept: impl Fn(&InFlightCount) -> bool,
-    ) -> (MutexGuard<'_, InFlightCount>, bool) {
+    /// # Blocking
+    /// Until what is in flight is `acceptable`. That comes in any case, since handlers return.
+    fn wait_for(&self, acceptable: impl Fn(&InFlightCount) -> bool) -> MutexGuard<'_, InFlightCount> {
         let mut count = self.lock();
-        let mut expired = false;
-        while !accept(&count) && !expired {
+        while !acceptable(&count) {
             count.waiting += 1;
-            (count, expired) = wait_until(&self.changed, count, deadline);
+            count = wait_until(&self.changed, count, None).0;
             count.waiting -= 1;
         }
-        let accepted = accept(&count);
-        (count, accepted)
-    }
-
-    /// # Blocking
-    /// Until nothing is in flight or the deadline passes; tells which.
-    fn wait_idle(&self, deadline: Option<Instant>) -> bool {
-        self.wait(deadline, |count| count.requests == 0).1
+        count
     }
 
     fn lock(&self) -> MutexGuard<'_, InFlightCount> {
@@ -540,9 +543,9 @@ struct Permit {
 
 impl Permit {
     /// # Blocking
-    /// Until the connection's requests in flight leave room for one more. Ends in any case, since handlers do.
+    /// Until the connection's requests in flight leave room for one more.
     fn wait_for(connection: &Arc<Connection>, bytes: usize, config: &ServerConfig) -> Permit {
-        let (mut count, _) = connection.in_flight.wait(None, |count| {
+        let mut count = connection.in_flight.wait_for(|count| {
             // A request longer than the limit is let in alone; else it would wait for ever.
             let fits = count.requests == 0 || count.bytes.saturating_add(bytes) <= config.bytes_in_flight_max;
             count.requests < config.requests_in_flight_max && fits

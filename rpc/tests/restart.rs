@@ -3,7 +3,8 @@
 mod util;
 
 use std::net::TcpListener;
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,9 @@ use bytes::Bytes;
 use prost::Message;
 use squall_rpc::frame::{Header, Kind};
 use squall_rpc::proto::rpc as wire;
-use squall_rpc::{Client, ClientConfig, CloseReason, RpcError, Server, ServerConfig};
+use squall_rpc::{
+    CallContext, Client, ClientConfig, CloseReason, Handler, RpcError, Server, ServerConfig, Status,
+};
 use util::*;
 use wire::Goaway;
 use wire::goaway::Code;
@@ -46,6 +49,53 @@ fn a_client_finds_its_peer_again_after_a_restart_on_the_same_port() {
 }
 
 #[test]
+fn a_restart_under_load_leaves_no_caller_in_doubt() {
+    /// Counts what it executes, across restarts.
+    struct Counting(Arc<AtomicU64>);
+    impl Handler for Counting {
+        fn call(&self, _: &CallContext, body: Bytes) -> Result<Bytes, Status> {
+            self.0.fetch_add(1, Ordering::SeqCst);
+            Ok(body)
+        }
+        fn notify(&self, _: &CallContext, _: Bytes) {}
+    }
+    let executed = Arc::new(AtomicU64::new(0));
+    let config = || ServerConfig { drain_timeout: PATIENCE, ..ServerConfig::default() };
+    let bind = |addr| {
+        Server::bind(addr, config(), node(1), Arc::new(Counting(executed.clone()))).expect("a free port")
+    };
+    let mut server = bind(loopback());
+    let addr = server.local_addr();
+    let client = connect(&server);
+    let (answered, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+    thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                while !stop.load(Ordering::SeqCst) {
+                    match client.call(ECHO, Bytes::new(), PATIENCE, 0) {
+                        Ok(_) => {
+                            answered.fetch_add(1, Ordering::SeqCst);
+                        }
+                        Err(error) => {
+                            assert!(error.definitely_not_executed(), "{error}");
+                            thread::sleep(Duration::from_millis(1));
+                        }
+                    }
+                }
+            });
+        }
+        for _ in 0..5 {
+            let before = answered.load(Ordering::SeqCst);
+            eventually("calls are answered", || answered.load(Ordering::SeqCst) > before + 100);
+            server.shutdown();
+            server = bind(addr);
+        }
+        stop.store(true, Ordering::SeqCst);
+    });
+    assert_eq!(executed.load(Ordering::SeqCst), answered.load(Ordering::SeqCst));
+}
+
+#[test]
 fn a_port_in_use_is_an_error_that_names_it() {
     let (server, _) = serve(ServerConfig::default());
     let addr = server.local_addr();
@@ -77,7 +127,7 @@ fn shutdown_lets_requests_finish_and_refuses_new_ones() {
         handler.open();
         let (header, body) = peer.receive();
         assert_eq!((header.kind, header.stream, &body[..]), (Kind::Response, 1, &b"in progress"[..]));
-        peer.wait_closed();
+        drop(peer);
     });
     assert_eq!(server.connections(), 0);
 }
@@ -114,6 +164,8 @@ fn a_client_that_is_told_to_go_away_opens_another_connection() {
         // What was asked before is still answered on the old connection.
         answer(&mut old, asked_first);
         assert_eq!(first.join().expect("no panic"), Ok(Bytes::new()));
+        // And then the client leaves by itself.
+        old.wait_closed();
     });
 }
 
@@ -128,6 +180,7 @@ fn shutdown_ends_connections_whose_requests_take_too_long() {
         let shutdown = scope.spawn(|| server.shutdown());
         let error = call.join().expect("no panic").expect_err("cut off");
         assert_eq!(error, RpcError::OutcomeUnknown(CloseReason::PeerClosed));
+        assert_eq!(server.connections(), 1, "its handler has not returned");
         assert!(!shutdown.is_finished(), "shutdown waits for the handler");
         handler.open();
         shutdown.join().expect("no panic");
