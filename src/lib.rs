@@ -48,7 +48,7 @@ pub use squall_fiber::{
     Builder, Fiber, FiberInfo, GuardMethod, JoinHandle, Scope, ScopedJoinHandle, Tls, WaitKind, current,
     fibers, park, park_timeout, scope, sleep, spawn, yield_now,
 };
-pub use squall_hook::{Os, OsExtension};
+pub use squall_hook::{Os, OsExtension, set_workers};
 pub use squall_iomanager::{Event, IoManager};
 
 /// Which mechanisms are in use on this machine.

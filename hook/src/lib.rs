@@ -37,6 +37,7 @@ pub use os::{AddressMut, Buffer, BufferMut, Os, OsExtension, PollEntry};
 pub use real_os::RealOs;
 pub use squall_fiber::{Builder, Fiber, JoinHandle, current, park, scope, sleep, spawn, yield_now};
 
+use core::sync::atomic::{AtomicUsize, Ordering};
 use squall_fiber::{Scheduler, SchedulerConfig};
 
 /// Runs before `main`: fibers that are spawned outside any scheduler get one with a reactor, because their calls are hooked.
@@ -50,6 +51,20 @@ static CONSTRUCTOR: extern "C" fn() = {
     construct
 };
 
+/// Workers of the default scheduler; 0 means one per processor.
+static WORKERS: AtomicUsize = AtomicUsize::new(0);
+
+/// Says how many worker threads the process's default scheduler has: the one that fibers get which are spawned outside any
+/// fiber. Without it there is one per processor. No effect once such a fiber has been spawned.
+pub fn set_workers(workers: usize) {
+    WORKERS.store(workers, Ordering::Relaxed);
+}
+
 fn default_scheduler() -> std::io::Result<Scheduler> {
-    squall_iomanager::scheduler(SchedulerConfig::default())
+    let mut config = SchedulerConfig::default();
+    match WORKERS.load(Ordering::Relaxed) {
+        0 => {}
+        workers => config.threads = workers,
+    }
+    squall_iomanager::scheduler(config)
 }

@@ -10,14 +10,20 @@
 //! - [`store`]: the keys and values, with point-in-time views;
 //! - [`session`]: the table that makes a retried request run once;
 //! - [`machine`]: store and sessions as one deterministic state machine, and the format of its log entries;
-//! - [`config`]: the cluster's configuration file.
+//! - [`config`]: the cluster's configuration file;
+//! - [`node`]: one member of a cluster: the machine behind Raft, and its ports;
+//! - [`clerk`]: the cluster's own client, exactly once across failovers;
+//! - [`cluster`]: the supervisor that runs a process per node.
 
 #![forbid(unsafe_code)]
 
+pub mod clerk;
+pub mod cluster;
 mod codec;
 pub mod command;
 pub mod config;
 pub mod machine;
+pub mod node;
 pub mod resp;
 pub mod session;
 pub mod store;
@@ -27,5 +33,6 @@ pub(crate) fn spawn<F>(name: impl Into<String>, body: F) -> std::io::Result<()>
 where
     F: FnOnce() + Send + 'static,
 {
-    std::thread::Builder::new().name(name.into()).spawn(body).map(drop)
+    drop(squall_hook::Builder::new().name(name).spawn(body));
+    Ok(())
 }
