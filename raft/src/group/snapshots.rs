@@ -16,7 +16,7 @@ use crate::snapshot::SnapshotStore;
 pub(super) enum SnapshotJob {
     /// Write the state at `snapshot`.
     Write { snapshot: SnapshotMeta, view: Box<dyn SnapshotView> },
-    /// Send a snapshot as the leader `from` of `term`.
+    /// Send `snapshot`, or a newer one, as the leader `from` of `term`.
     Send { from: NodeId, to: NodeId, term: Term, snapshot: SnapshotMeta },
     /// The newest snapshot is the one that the log begins after: the older ones go.
     Purge,
@@ -71,14 +71,17 @@ impl<M: StateMachine> SnapshotKeeper<M> {
         let report = move |ok| {
             let _ = events.send(Event::SnapshotSent { to, ok });
         };
-        match self.snapshots.raw_reader(snapshot) {
-            Ok((file, total_bytes)) => {
+        // The newest on disk, which may be newer than what the core asked for: one received from an earlier leader,
+        // or one taken since. Any snapshot is of committed state, so it serves as well.
+        let newest = self.snapshots.list().map(|metas| metas.first().copied().unwrap_or(snapshot));
+        match newest.and_then(|newest| Ok((newest, self.snapshots.raw_reader(newest)?))) {
+            Ok((snapshot, (file, total_bytes))) => {
                 let header = SnapshotHeader { from, to, term, snapshot, total_bytes };
                 self.transport.send_snapshot(to, SnapshotTransfer::new(header, file, report));
             }
             Err(error) => {
-                // Normally a newer one has just taken its place; the leader asks again.
-                log::info!("cannot send the snapshot at {} to node {to}: {error}", snapshot.index);
+                // The leader asks again.
+                log::warn!("cannot send the snapshot at {} to node {to}: {error}", snapshot.index);
                 report(false);
             }
         }

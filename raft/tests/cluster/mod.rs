@@ -197,6 +197,11 @@ impl Cluster {
         Cluster::tuned(size, |_| ())
     }
 
+    /// One that keeps its leader for sure, even on a machine that is busy with something else for a second.
+    pub fn steady(size: u64) -> Cluster {
+        Cluster::tuned(size, |config| config.raft.election_ticks = 100)
+    }
+
     pub fn tuned(size: u64, tune: fn(&mut GroupConfig)) -> Cluster {
         let dir = tempfile::tempdir().unwrap();
         let mut cluster = Cluster { links: Arc::default(), disks: BTreeMap::new(), size, dir, tune };
