@@ -1,12 +1,12 @@
-//! The one place that starts a concurrent activity, so that what an activity is stays one line's decision.
+//! The one place that starts a concurrent activity, so that what an activity is stays one line's decision: a fiber.
 
 use std::io;
 
-pub(crate) type JoinHandle = std::thread::JoinHandle<()>;
+pub(crate) type JoinHandle = squall_hook::JoinHandle<()>;
 
 pub(crate) fn spawn(
     name: impl Into<String>,
     activity: impl FnOnce() + Send + 'static,
 ) -> io::Result<JoinHandle> {
-    std::thread::Builder::new().name(name.into()).spawn(activity)
+    Ok(squall_hook::Builder::new().name(name).spawn(activity))
 }
