@@ -220,23 +220,28 @@ impl Shared {
         let slot = &self.slots[index];
         let mut state = slot.lock();
         loop {
-            let now = Instant::now();
             match state.phase {
                 Phase::Closed => return Err(RpcError::Closed),
                 Phase::Live(ref connection) if !connection.is_going_away() => match patience {
                     // It broke and is about to give up its place; whoever has time waits for the next.
-                    Some(deadline) if connection.link.close_reason().is_some() && now < deadline => {
+                    Some(deadline)
+                        if connection.link.close_reason().is_some() && Instant::now() < deadline =>
+                    {
                         state = wait_until(&slot.changed, state, patience).0;
                     }
                     _ => return Ok(connection.clone()),
                 },
-                Phase::Backoff { until, cause } if now < until => match patience {
-                    Some(deadline) if now < deadline => {
-                        state = wait_until(&slot.changed, state, Some(until.min(deadline))).0;
+                Phase::Backoff { until, cause } => {
+                    let retry_after = until.saturating_duration_since(Instant::now());
+                    match patience {
+                        _ if retry_after.is_zero() => break,
+                        Some(deadline) if Instant::now() < deadline => {
+                            state = wait_until(&slot.changed, state, Some(until.min(deadline))).0;
+                        }
+                        _ => return Err(RpcError::Unavailable { retry_after, cause }),
                     }
-                    _ => return Err(RpcError::Unavailable { retry_after: until - now, cause }),
-                },
-                Phase::Live(_) | Phase::Backoff { .. } | Phase::Idle => break,
+                }
+                Phase::Live(_) | Phase::Idle => break,
             }
         }
         let connection = Arc::new(Connection::new(self.config.queue_bytes_max));

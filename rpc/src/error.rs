@@ -7,7 +7,8 @@
 use std::io;
 use std::time::Duration;
 
-use crate::frame::{HEADER_BYTES, Kind};
+use crate::frame::Kind;
+use crate::link::OUTGOING_BYTES;
 use crate::proto::rpc::{goaway, status};
 
 /// Why a connection ended. The first reason wins; later ones are consequences of it.
@@ -239,7 +240,7 @@ pub enum RpcError {
     /// The queue to this peer is full: it takes less than it is given. Not sent.
     #[error("{queued} of {limit} bytes are queued for the peer (queue_bytes_max)")]
     Full {
-        /// Bytes queued, headers included.
+        /// Bytes queued, with what each frame takes beside its body.
         queued: usize,
         /// The most that may be.
         limit: usize,
@@ -321,7 +322,7 @@ impl RpcError {
         queue_bytes: usize,
         body_bytes: usize,
     ) -> Result<(), RpcError> {
-        if queue_bytes < body_bytes.saturating_add(HEADER_BYTES) {
+        if queue_bytes < body_bytes.saturating_add(OUTGOING_BYTES) {
             let problem =
                 format!("{queue_bytes} is less than one frame of body_bytes_max ({body_bytes}) takes");
             return Err(RpcError::BadConfig { setting, problem });

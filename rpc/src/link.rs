@@ -18,6 +18,10 @@ use crate::stream::{TimedStream, write_all};
 /// Bodies up to this length are copied next to their headers; copying is then cheaper than one more part of a
 /// vectored write. Longer ones are written from where they lie.
 const COPIED_BODY_BYTES_MAX: usize = 8 << 10;
+/// What a queued frame takes beside its body. Counted, because a queue of empty bodies takes memory, too.
+pub(crate) const OUTGOING_BYTES: usize = size_of::<Outgoing>();
+/// Room for so many frames is kept for the next burst; more is given back.
+const FRAMES_KEPT: usize = 1_024;
 /// Gathered bytes are written once there are this many, though more frames may wait.
 const GATHERED_BYTES_MAX: usize = 256 << 10;
 
@@ -37,8 +41,9 @@ impl Outgoing {
         Outgoing { header, body, deadline }
     }
 
+    /// The memory it takes while it waits.
     fn bytes(&self) -> usize {
-        HEADER_BYTES + self.body.len()
+        OUTGOING_BYTES + self.body.len()
     }
 
     /// Sets the header's deadline; false when it has passed and the frame must not be sent.
@@ -72,6 +77,8 @@ struct Queue {
     pushed: u64,
     /// Frames the writer has ever taken; those may have reached the peer.
     taken: u64,
+    /// Set once connected; before, frames merely queue.
+    stream: Option<TimedStream>,
     closed: bool,
     /// Whether anybody waits on `work` or `room`: notifying costs a system call even when nobody does.
     writer_waits: bool,
@@ -87,8 +94,6 @@ pub(crate) struct Link {
     /// Pushers wait here for room.
     room: Condvar,
     bytes_max: usize,
-    /// Set once connected; before, frames merely queue.
-    stream: OnceLock<TimedStream>,
     /// Set once, by [`Link::close`].
     reason: OnceLock<CloseReason>,
 }
@@ -100,6 +105,7 @@ impl Link {
             bytes: 0,
             pushed: 0,
             taken: 0,
+            stream: None,
             closed: false,
             writer_waits: false,
             pushers_wait: 0,
@@ -109,29 +115,31 @@ impl Link {
             work: Condvar::new(),
             room: Condvar::new(),
             bytes_max,
-            stream: OnceLock::new(),
             reason: OnceLock::new(),
         }
     }
 
     /// Gives the link its connection.
     pub(crate) fn attach(&self, stream: TimedStream) {
-        let stream = self.stream.get_or_init(|| stream);
+        let mut queue = self.lock();
         // Closed while the connection was being made: `close` found no stream to end.
-        if self.reason.get().is_some() {
+        if queue.closed {
             stream.shutdown();
         }
+        queue.stream = Some(stream);
     }
 
     /// Ends the connection. The first reason is kept; returns it.
     pub(crate) fn close(&self, reason: CloseReason) -> CloseReason {
         let reason = *self.reason.get_or_init(|| reason);
-        self.lock().closed = true;
-        self.work.notify_all();
-        self.room.notify_all();
-        if let Some(stream) = self.stream.get() {
+        let mut queue = self.lock();
+        queue.closed = true;
+        if let Some(stream) = &queue.stream {
             stream.shutdown();
         }
+        drop(queue);
+        self.work.notify_all();
+        self.room.notify_all();
         reason
     }
 
@@ -244,7 +252,7 @@ impl Link {
         frames: &mut VecDeque<Outgoing>,
         metrics: &RpcMetrics,
     ) -> Result<(), CloseReason> {
-        let now = Instant::now();
+        let mut now = Instant::now();
         let mut gathered = Vec::new();
         // Bytes of the queue that the next write gives back; more than are gathered when frames expired.
         let mut done = 0;
@@ -253,7 +261,7 @@ impl Link {
             let in_place = frame.body.len() > COPIED_BODY_BYTES_MAX;
             if frame.stamp(now) {
                 add(&metrics.frames_out, 1);
-                add(&metrics.bytes_out, frame.bytes());
+                add(&metrics.bytes_out, HEADER_BYTES + frame.body.len());
                 gathered.extend_from_slice(&frame.header.encode());
                 if !in_place {
                     gathered.extend_from_slice(&frame.body);
@@ -267,8 +275,11 @@ impl Link {
                 gathered.clear();
                 drop(frame);
                 self.written(std::mem::take(&mut done));
+                // The write may have waited for the peer, and the deadlines have not.
+                now = Instant::now();
             }
         }
+        frames.shrink_to(FRAMES_KEPT);
         Ok(())
     }
 
@@ -298,10 +309,9 @@ pub(crate) fn wait_until<'a, T>(
     if left.is_zero() {
         return (guard, true);
     }
-    let (guard, _) = condvar.wait_timeout(guard, left).expect(INVARIANT);
-    // Not the wait's own verdict: a notification and the deadline may come together, and the caller looks at its
-    // condition first in either case.
-    (guard, Instant::now() >= deadline)
+    let (guard, wait) = condvar.wait_timeout(guard, left).expect(INVARIANT);
+    // That nothing is sent after its deadline hangs on this verdict, so it is the clock's, not the wait's.
+    (guard, wait.timed_out() && Instant::now() >= deadline)
 }
 
 /// The error of a frame that was not queued.

@@ -49,7 +49,7 @@ fn many_calls_share_a_connection_and_finish_out_of_order() {
 fn bodies_of_every_size_up_to_the_limit_go_both_ways() {
     let limit = 1 << 20;
     let config =
-        ClientConfig { body_bytes_max: limit, queue_bytes_max: limit + 100, ..ClientConfig::default() };
+        ClientConfig { body_bytes_max: limit, queue_bytes_max: limit + 1_000, ..ClientConfig::default() };
     let (server, _) = serve(ServerConfig { body_bytes_max: limit, ..ServerConfig::default() });
     let client = Client::new(server.local_addr(), config, node(2)).expect("valid settings");
     for bytes in [0, 1, 8 << 10, (8 << 10) + 1, 16 << 10, (16 << 10) + 1, 300_000, limit] {
