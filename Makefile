@@ -1,0 +1,23 @@
+# Everything in release, programs in bin/. Nothing but Rust and a C linker is needed.
+PROGRAMS = kvserver kvctl test_hook test_iomanager test_scheduler simple_stress_test micro_bench
+
+.PHONY: all run test bench perf clean
+
+all:
+	cargo build --release --workspace
+	mkdir -p bin && cp $(addprefix target/release/,$(PROGRAMS)) target/release/libsquall_hook.so bin/
+
+run:
+	cargo run --release
+
+test:
+	cargo test --workspace
+
+bench: all
+	bin/micro_bench
+
+perf: all
+	perf record -F 499 --call-graph fp -o target/perf.data bin/micro_bench && perf report -i target/perf.data --no-children --stdio | head -60
+
+clean:
+	cargo clean && rm -rf bin
