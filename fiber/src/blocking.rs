@@ -58,7 +58,7 @@ where
     R: Send,
 {
     with_current(|current| {
-        let Some(current) = current else { return f() };
+        let Some(current) = current.filter(|current| current.may_suspend()) else { return f() };
         let wait = current.begin_wait(WaitKind::Blocking, 0);
         let mut call = Call { f: Some(f), result: None, waker: wait.waker() };
         submit(Job { run: run_call::<F, R>, data: (&raw mut call).cast() });

@@ -45,7 +45,7 @@ impl Completion {
     pub(crate) fn wait(&self, kind: WaitKind, detail: u64) {
         while !self.is_done() {
             with_current(|current| match current {
-                Some(current) => {
+                Some(current) if current.may_suspend() => {
                     let wait = current.begin_wait(kind, detail);
                     if self.add(|| Waiter::Fiber(wait.waker())) {
                         wait.block(None);
@@ -53,7 +53,7 @@ impl Completion {
                         wait.abandon();
                     }
                 }
-                None => {
+                _ => {
                     if self.add(|| Waiter::Thread(std::thread::current())) {
                         // Spurious returns only lead to one more registration.
                         std::thread::park();

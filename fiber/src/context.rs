@@ -2,19 +2,40 @@
 //!
 //! In a private-TLS fiber `CURRENT` lies in the fiber's own block and is written once, when the fiber starts. In a
 //! shared-TLS fiber it lies in the worker's, and the worker writes it around every switch. Outside a fiber it is null.
+//!
+//! A forked child has one thread, and none of the workers: whatever it was in the parent, it goes on as a plain thread.
 
 use crate::fiber::{Current, Inner};
 use crate::scheduler::Shared;
 use core::cell::Cell;
 use core::mem::ManuallyDrop;
 use core::ptr;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
 thread_local! {
     static CURRENT: Cell<*const Inner> = const { Cell::new(ptr::null()) };
     /// Set on worker threads; in a private-TLS fiber it is never set.
     static WORKER: Cell<(*const Arc<Shared>, usize)> = const { Cell::new((ptr::null(), 0)) };
+}
+
+static IS_FORKED_CHILD: AtomicBool = AtomicBool::new(false);
+
+/// Whether this process was forked from one that had a scheduler. Its epoll descriptors are the parent's, too, and must be left
+/// alone.
+#[inline]
+pub fn is_forked_child() -> bool {
+    IS_FORKED_CHILD.load(Ordering::Relaxed)
+}
+
+pub(crate) fn install_fork_handler() {
+    unsafe extern "C" fn in_child() {
+        IS_FORKED_CHILD.store(true, Ordering::Relaxed);
+        set_current(ptr::null());
+        set_worker(ptr::null(), 0);
+    }
+    // SAFETY: the handler only stores. Fails only without memory; forked children are then not told apart.
+    unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
 }
 
 /// The running fiber, if the caller is in one.

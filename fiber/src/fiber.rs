@@ -286,9 +286,30 @@ impl Inner {
             context::set_current(this);
             tls::start_thread();
         }
-        entry();
+        {
+            // The entry catches the panics of the function it runs. What can still unwind is the destructor of a result that
+            // nobody wants; let out, it would leave the worker running on the fiber's thread pointer.
+            let _guard = AbortOnUnwind("a fiber's result panicked while it was dropped");
+            entry();
+        }
+        if context::is_forked_child() {
+            // As in a thread that forked: it was the child's only one, and the worker it would return to is the parent's.
+            std::process::exit(0);
+        }
         if inner.tls == Tls::Private {
             tls::finish_thread();
+        }
+    }
+}
+
+/// Aborts the process if a panic passes it, with what that would mean.
+pub(crate) struct AbortOnUnwind(pub(crate) &'static str);
+
+impl Drop for AbortOnUnwind {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("squall: {}, aborting", self.0);
+            std::process::abort();
         }
     }
 }
@@ -366,6 +387,13 @@ impl<'a> Current<'a> {
         self.inner.tls == Tls::Private
     }
 
+    /// Whether it may switch away now. Not while it unwinds a panic on thread-locals that it shares: the next fiber of the
+    /// worker would find itself panicking.
+    #[inline]
+    pub fn may_suspend(self) -> bool {
+        self.has_private_tls() || !std::thread::panicking()
+    }
+
     /// What the creator of the scheduler attached to it: the seam through which the hook layer finds its operating system.
     #[inline]
     pub fn extension(self) -> Option<&'static (dyn Any + Send + Sync)> {
@@ -408,7 +436,8 @@ impl<'a> Current<'a> {
             wait.block(deadline);
         }
         inner.park_generation.store(0, Ordering::SeqCst);
-        inner.unpark_token.store(false, Ordering::SeqCst);
+        // A swap, not a store: taking a token away means seeing what its giver wrote before.
+        inner.unpark_token.swap(false, Ordering::SeqCst);
     }
 }
 

@@ -174,8 +174,8 @@ pub fn current() -> Option<Fiber> {
 /// Suspends the fiber.
 pub fn yield_now() {
     with_current(|current| match current {
-        Some(current) => current.yield_now(),
-        None => thread::yield_now(),
+        Some(current) if current.may_suspend() => current.yield_now(),
+        _ => thread::yield_now(),
     });
 }
 
@@ -185,24 +185,26 @@ pub fn yield_now() {
 /// Suspends the fiber.
 pub fn sleep(duration: Duration) {
     with_current(|current| match current {
-        Some(current) => {
+        Some(current) if current.may_suspend() => {
             // A deadline past the end of the clock never comes.
             let deadline = Instant::now().checked_add(duration);
             current
                 .begin_wait(WaitKind::Sleep, duration.as_nanos().min(u64::MAX as u128) as u64)
                 .block(deadline);
         }
-        None => thread::sleep(duration),
+        _ => thread::sleep(duration),
     });
 }
 
 /// Waits for [`Fiber::unpark`]; returns at once if that was called since the last `park`. Outside a fiber, parks the thread.
+/// Like `std::thread::park` it may return early: in a [`Tls::Shared`] fiber that unwinds a panic, always.
 ///
 /// # Blocking
 /// Suspends the fiber.
 pub fn park() {
     with_current(|current| match current {
-        Some(current) => current.park(None),
+        Some(current) if current.may_suspend() => current.park(None),
+        Some(_) => {}
         None => thread::park(),
     });
 }
@@ -213,7 +215,8 @@ pub fn park() {
 /// Suspends the fiber.
 pub fn park_timeout(timeout: Duration) {
     with_current(|current| match current {
-        Some(current) => current.park(Instant::now().checked_add(timeout)),
+        Some(current) if current.may_suspend() => current.park(Instant::now().checked_add(timeout)),
+        Some(_) => {}
         None => thread::park_timeout(timeout),
     });
 }

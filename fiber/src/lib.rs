@@ -40,13 +40,13 @@ mod tls;
 mod worker;
 
 pub use blocking::{blocking_pool_depth, run_blocking};
-pub use context::{in_fiber, with_current};
+pub use context::{in_fiber, is_forked_child, with_current};
 pub use driver::{Driver, Unpark};
 pub use fiber::{Current, Fiber, Tls, Wait, WaitKind, Wake, Waker};
 pub use handle::{Builder, JoinHandle, current, park, park_timeout, sleep, spawn, yield_now};
 pub use scheduler::{
-    FiberInfo, Scheduler, SchedulerConfig, SchedulerMetrics, current_metrics, fibers, set_default_scheduler,
-    with_driver,
+    FiberInfo, Hold, Scheduler, SchedulerConfig, SchedulerMetrics, current_metrics, fibers,
+    set_default_scheduler, with_driver,
 };
 pub use scope::{Scope, ScopedJoinHandle, scope};
 pub use stack::{GuardMethod, STACK_BYTES_DEFAULT, guard_method};

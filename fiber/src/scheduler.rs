@@ -54,6 +54,10 @@ impl fmt::Debug for SchedulerConfig {
     }
 }
 
+/// Above any number of fibers: set in `live_count` when the workers end, so that whoever spawns a fiber in that moment either has
+/// it run or learns that it cannot.
+const CLOSED: usize = 1 << (usize::BITS - 1);
+
 /// What the workers and fibers of one scheduler share.
 pub(crate) struct Shared {
     pub(crate) workers: Box<[Worker]>,
@@ -63,6 +67,7 @@ pub(crate) struct Shared {
     injected_len: AtomicUsize,
     /// Every fiber that has been spawned and has not ended. It is what keeps a parked fiber's memory.
     live: Lock<HashMap<u64, Arc<Inner>>>,
+    /// How many of those there are, plus the holds; plus `CLOSED` once a worker has found none after `stop`.
     live_count: AtomicUsize,
     stopping: AtomicBool,
     stopped: Completion,
@@ -114,7 +119,27 @@ impl Shared {
 
     /// Nothing left to run, ever.
     pub(crate) fn is_finished(&self) -> bool {
-        self.stopping.load(Ordering::SeqCst) && self.live_count.load(Ordering::SeqCst) == 0
+        self.stopping.load(Ordering::SeqCst)
+            && match self.live_count.compare_exchange(0, CLOSED, Ordering::SeqCst, Ordering::SeqCst) {
+                Ok(_) => true,
+                Err(count) => count >= CLOSED,
+            }
+    }
+
+    /// Announces a fiber or a hold. False if the workers have ended.
+    #[must_use]
+    fn enter(&self) -> bool {
+        let is_open = self.live_count.fetch_add(1, Ordering::SeqCst) < CLOSED;
+        if !is_open {
+            self.live_count.fetch_sub(1, Ordering::SeqCst);
+        }
+        is_open
+    }
+
+    fn leave(&self) {
+        if self.live_count.fetch_sub(1, Ordering::SeqCst) == 1 && self.stopping.load(Ordering::SeqCst) {
+            self.unpark_all();
+        }
     }
 
     /// The fiber has ended, and its memory has been given back.
@@ -123,9 +148,7 @@ impl Shared {
         shared.live.lock().remove(&fiber.id);
         fiber.completion.set();
         drop(fiber);
-        if shared.live_count.fetch_sub(1, Ordering::SeqCst) == 1 && shared.stopping.load(Ordering::SeqCst) {
-            shared.unpark_all();
-        }
+        shared.leave();
     }
 
     fn unpark_all(&self) {
@@ -135,6 +158,7 @@ impl Shared {
     }
 
     fn spawn(self: &Arc<Self>, builder: &Builder, entry: Entry) -> Arc<Inner> {
+        assert!(self.enter(), "a fiber cannot be started in a scheduler that has stopped");
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         let tls = if tls::support().is_ok() { builder.tls } else { Tls::Shared };
         let here = context::with_worker(|worker| {
@@ -156,7 +180,6 @@ impl Shared {
                 entry,
             },
         ));
-        self.live_count.fetch_add(1, Ordering::SeqCst);
         self.live.lock().insert(fiber.id, Arc::clone(&fiber));
         let queued = Arc::clone(&fiber);
         match (wanted, here) {
@@ -208,6 +231,7 @@ impl Scheduler {
         static ANNOUNCE: Once = Once::new();
         ANNOUNCE.call_once(|| {
             overflow::install_handler();
+            context::install_fork_handler();
             if let Err(reason) = tls::support() {
                 log::warn!("fibers share their worker's thread-locals and stay on it: {reason}");
             }
@@ -242,12 +266,20 @@ impl Scheduler {
                     .name(format!("{}-{index}", config.name))
                     .spawn(move || shared.workers[index].run(&shared))
             })
-            .collect::<io::Result<Vec<_>>>()?;
+            .collect::<io::Result<Vec<_>>>()
+            .inspect_err(|_| {
+                // Those that did start must not wait for ever for work that never comes.
+                shared.stopping.store(true, Ordering::SeqCst);
+                shared.unpark_all();
+            })?;
         log::debug!(target: "scheduler", "scheduler start");
         Ok(Self { shared, use_caller: config.use_caller, threads: Lock::new(threads) })
     }
 
     /// Starts a fiber here, from anywhere.
+    ///
+    /// # Panics
+    /// When the scheduler has stopped.
     ///
     /// # Blocking
     /// Never.
@@ -259,12 +291,18 @@ impl Scheduler {
         crate::handle::spawn_with(f, |entry| Fiber(self.shared.spawn(&builder, entry)))
     }
 
+    /// Keeps the scheduler going until the hold is dropped, as a live fiber would: for what will spawn fibers later. `None` if
+    /// it has stopped.
+    pub fn hold(&self) -> Option<Hold> {
+        self.shared.enter().then(|| Hold(Arc::clone(&self.shared)))
+    }
+
     /// How many workers there are.
     pub fn workers(&self) -> usize {
         self.shared.workers.len()
     }
 
-    /// Waits until every fiber has ended, then ends the workers. With `use_caller` the calling thread works meanwhile.
+    /// Waits until every fiber has ended and every [`Hold`] is gone, then ends the workers. With `use_caller` the calling thread works meanwhile.
     /// Later calls wait for the first and return.
     ///
     /// # Panics
@@ -285,7 +323,8 @@ impl Scheduler {
         self.shared.unpark_all();
         if self.use_caller {
             log::debug!(target: "scheduler", "begin run");
-            self.shared.workers[0].run(&self.shared);
+            // A worker needs a thread; if the caller is a fiber of another scheduler, that is one of the blocking pool's.
+            crate::run_blocking(|| self.shared.workers[0].run(&self.shared));
         }
         let threads = core::mem::take(&mut *self.threads.lock());
         for thread in threads {
@@ -303,6 +342,35 @@ impl Scheduler {
     /// Counters since the start.
     pub fn metrics(&self) -> SchedulerMetrics {
         metrics(&self.shared)
+    }
+}
+
+/// A promise to a scheduler of fibers to come: it does not end while it is held.
+pub struct Hold(Arc<Shared>);
+
+impl fmt::Debug for Hold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hold").finish_non_exhaustive()
+    }
+}
+
+impl Hold {
+    /// Starts a fiber.
+    ///
+    /// # Blocking
+    /// Never.
+    pub fn spawn<F, T>(&self, builder: Builder, f: F) -> crate::JoinHandle<T>
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        crate::handle::spawn_with(f, |entry| Fiber(self.0.spawn(&builder, entry)))
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.0.leave();
     }
 }
 
@@ -339,10 +407,10 @@ pub struct SchedulerMetrics {
 }
 
 fn list(shared: &Shared) -> Vec<FiberInfo> {
-    let mut fibers: Vec<FiberInfo> = shared
-        .live
-        .lock()
-        .values()
+    // Copied first, because whoever spawns a fiber or ends one waits for this lock.
+    let live: Vec<Arc<Inner>> = shared.live.lock().values().cloned().collect();
+    let mut fibers: Vec<FiberInfo> = live
+        .iter()
         .map(|fiber| {
             let (waits_for, wait_detail) = fiber.waits_for();
             FiberInfo {
@@ -360,7 +428,7 @@ fn list(shared: &Shared) -> Vec<FiberInfo> {
 
 fn metrics(shared: &Shared) -> SchedulerMetrics {
     SchedulerMetrics {
-        fibers_live: shared.live_count.load(Ordering::Relaxed),
+        fibers_live: shared.live.lock().len(),
         switches: shared.workers.iter().map(|worker| worker.switches.load(Ordering::Relaxed)).sum(),
         parks: shared.workers.iter().map(|worker| worker.parks.load(Ordering::Relaxed)).sum(),
     }

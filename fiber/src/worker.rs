@@ -6,7 +6,7 @@
 use crate::arch;
 use crate::context;
 use crate::driver::{Driver, Unpark};
-use crate::fiber::{Body, FiberCoroutine, Inner, Suspend, Tls, Wake, Waker};
+use crate::fiber::{AbortOnUnwind, Body, FiberCoroutine, Inner, Suspend, Tls, Wake, Waker};
 use crate::lock::Lock;
 use crate::scheduler::Shared;
 use crate::stack;
@@ -118,6 +118,8 @@ impl Worker {
 
     /// Runs fibers on the calling thread until the scheduler stops and the last fiber has ended.
     pub(crate) fn run(&self, shared: &Arc<Shared>) {
+        // The fibers of a worker that has gone would wait for ever, and so would everybody who waits for them.
+        let _guard = AbortOnUnwind("a worker panicked");
         context::set_worker(shared, self.index);
         let mut runs = 0u32;
         loop {
@@ -285,7 +287,7 @@ impl Worker {
 fn start(fiber: &Arc<Inner>, body: &mut Body) {
     let stack = match stack::acquire(fiber.stack_bytes) {
         Ok(stack) => stack,
-        // Nobody waits for a fiber that cannot start but its join handle, which has no error to return.
+        // The join handle has no error to return for a fiber that cannot start: the process ends, as for any memory it lacks.
         Err(error) => panic!("no memory for a fiber's stack of {} bytes: {error}", fiber.stack_bytes),
     };
     let guard = stack.guard_range();

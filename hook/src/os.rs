@@ -206,12 +206,7 @@ impl core::fmt::Debug for OsExtension {
 #[inline(always)]
 pub(crate) fn in_fiber_or<R>(fiber: impl FnOnce(Current<'_>, &dyn Os) -> R, plain: impl FnOnce() -> R) -> R {
     with_current(|current| {
-        let Some(current) = current else { return plain() };
-        // A fiber that shares its worker's thread-locals must not switch while it unwinds: the next fiber would find itself
-        // panicking, too. With its own thread-locals it may.
-        if !current.has_private_tls() && std::thread::panicking() {
-            return plain();
-        }
+        let Some(current) = current.filter(|current| current.may_suspend()) else { return plain() };
         match current.extension() {
             None => fiber(current, &RealOs),
             Some(extension) => match extension.downcast_ref::<OsExtension>() {

@@ -39,21 +39,29 @@ impl Direction {
     }
 }
 
+/// Something to run once when a direction becomes ready.
+pub(crate) struct Callback {
+    /// Runs, with the reason; it must be quick.
+    pub(crate) run: Box<dyn FnOnce(Wake) + Send>,
+    /// Where the descriptor is to be registered; lives at least until the callback has run.
+    pub(crate) reactor: Arc<Reactor>,
+}
+
 /// What happens when a direction becomes ready.
-pub(crate) enum Waiter {
+enum Waiter {
     /// A fiber's wait ends.
     Fiber(Waker),
-    /// Something runs, with the reason; it must be quick.
-    Callback(Box<dyn FnOnce(Wake) + Send>),
+    /// A callback runs.
+    Callback(Callback),
 }
 
 impl Waiter {
-    pub(crate) fn fire(self, reason: Wake) {
+    fn fire(self, reason: Wake) {
         match self {
             Waiter::Fiber(waker) => {
                 waker.wake(reason);
             }
-            Waiter::Callback(callback) => callback(reason),
+            Waiter::Callback(callback) => (callback.run)(reason),
         }
     }
 }
@@ -81,29 +89,37 @@ impl Waiters {
     fn remove_fiber(&mut self, waker: &Waker) {
         let is_it = |waiter: &Waiter| matches!(waiter, Waiter::Fiber(other) if other.is_same(waker));
         if self.first.as_ref().is_some_and(is_it) {
-            self.first = self.more.pop();
+            // The one that has waited longest moves up.
+            self.first = (!self.more.is_empty()).then(|| self.more.remove(0));
         } else {
             self.more.retain(|waiter| !is_it(waiter));
         }
     }
 
-    fn take_callbacks(&mut self) -> Vec<Waiter> {
-        let (callbacks, fibers): (Vec<_>, Vec<_>) =
-            self.take().partition(|waiter| matches!(waiter, Waiter::Callback(_)));
-        for fiber in fibers {
-            self.push(fiber);
+    /// There is at most one.
+    fn take_callback(&mut self) -> Option<Callback> {
+        let mut taken = None;
+        for waiter in self.take() {
+            match waiter {
+                Waiter::Callback(callback) => taken = Some(callback),
+                fiber => self.push(fiber),
+            }
         }
-        callbacks
+        taken
     }
 
-    fn has_callback(&self) -> bool {
-        self.first.iter().chain(&self.more).any(|waiter| matches!(waiter, Waiter::Callback(_)))
+    fn callback(&self) -> Option<&Callback> {
+        self.first.iter().chain(&self.more).find_map(|waiter| match waiter {
+            Waiter::Callback(callback) => Some(callback),
+            Waiter::Fiber(_) => None,
+        })
     }
 }
 
 #[derive(Default)]
 struct State {
     generation: u32,
+    /// Invariant: `Some` while anybody waits. May name a reactor that has just ended, until `leave_reactor` has come by.
     registered_with: Option<Arc<Reactor>>,
     waiters: [Waiters; 2],
 }
@@ -203,9 +219,7 @@ impl Slot {
             let current = current.expect("a descriptor is waited for in a fiber");
             let wait = current.begin_wait(direction.wait_kind(), self.fd as u64);
             let waker = wait.waker();
-            match self
-                .add_waiter(direction, Some(seen_edges), Reactor::current, || Waiter::Fiber(waker.clone()))
-            {
+            match self.add_fiber(direction, Some(seen_edges), waker.clone()) {
                 Ok(true) => {}
                 Ok(false) => {
                     wait.abandon();
@@ -230,7 +244,7 @@ impl Slot {
     /// # Errors
     /// As [`Slot::wait`].
     pub fn add_waker(&self, direction: Direction, waker: Waker) -> io::Result<()> {
-        self.add_waiter(direction, None, Reactor::current, || Waiter::Fiber(waker)).map(|_| ())
+        self.add_fiber(direction, None, waker).map(|_| ())
     }
 
     /// Takes a waker out again.
@@ -238,22 +252,37 @@ impl Slot {
         self.state.lock().waiters[direction as usize].remove_fiber(waker);
     }
 
-    /// Adds a waiter, registering the descriptor with `reactor` if it is with none. False if an edge has come since `seen_edges`
-    /// was read, so that there is nothing to wait for.
-    pub(crate) fn add_waiter(
-        &self,
-        direction: Direction,
-        seen_edges: Option<u32>,
-        reactor: impl FnOnce() -> Option<Arc<Reactor>>,
-        waiter: impl FnOnce() -> Waiter,
-    ) -> io::Result<bool> {
+    /// Adds a fiber, registering the descriptor with the reactor of its worker if it is with none. False if an edge has come
+    /// since `seen_edges` was read, so that there is nothing to wait for.
+    fn add_fiber(&self, direction: Direction, seen_edges: Option<u32>, waker: Waker) -> io::Result<bool> {
         let mut state = self.state.lock();
-        self.register(&mut state, reactor)?;
+        self.register(&mut state, Reactor::current)?;
         if seen_edges.is_some_and(|seen| seen != self.edges(direction)) {
             return Ok(false);
         }
-        state.waiters[direction as usize].push(waiter());
+        state.waiters[direction as usize].push(Waiter::Fiber(waker));
         Ok(true)
+    }
+
+    /// Adds a callback for each of the directions, or none at all.
+    ///
+    /// # Errors
+    /// `AlreadyExists` if one of the directions has a callback; as [`Slot::wait`].
+    pub(crate) fn add_callbacks(
+        &self,
+        directions: impl Iterator<Item = Direction>,
+        mut callback: impl FnMut() -> Callback,
+    ) -> io::Result<()> {
+        let callbacks: Vec<_> = directions.map(|direction| (direction, callback())).collect();
+        let mut state = self.state.lock();
+        if callbacks.iter().any(|(direction, _)| state.waiters[*direction as usize].callback().is_some()) {
+            return Err(io::Error::from(io::ErrorKind::AlreadyExists));
+        }
+        for (direction, callback) in callbacks {
+            self.register(&mut state, || Some(Arc::clone(&callback.reactor)))?;
+            state.waiters[direction as usize].push(Waiter::Callback(callback));
+        }
+        Ok(())
     }
 
     fn register(&self, state: &mut State, reactor: impl FnOnce() -> Option<Arc<Reactor>>) -> io::Result<()> {
@@ -264,6 +293,36 @@ impl Slot {
         reactor.register(self.fd, state.generation)?;
         state.registered_with = Some(reactor);
         Ok(())
+    }
+
+    /// The reactor that the descriptor may be registered with has ended: whoever waits here would wait for ever.
+    fn leave_reactor(&self, gone: &Arc<Reactor>) {
+        let mut fibers = Vec::new();
+        let mut lost = Vec::new();
+        {
+            let mut state = self.state.lock();
+            if state.registered_with.take_if(|reactor| Arc::ptr_eq(reactor, gone)).is_none() {
+                return;
+            }
+            for direction in Direction::BOTH {
+                let waiters = &mut state.waiters[direction as usize];
+                let callback = waiters.take_callback();
+                // Fibers try their call again, and if it still would block, register with a reactor of their own.
+                fibers.extend(waiters.take());
+                self.edges[direction as usize].fetch_add(1, Ordering::Release);
+                let Some(callback) = callback else { continue };
+                match self.register(&mut state, || Some(Arc::clone(&callback.reactor))) {
+                    Ok(()) => state.waiters[direction as usize].push(Waiter::Callback(callback)),
+                    Err(_) => lost.push(Waiter::Callback(callback)),
+                }
+            }
+        }
+        for fiber in fibers {
+            fiber.fire(Wake::Ready);
+        }
+        for callback in lost {
+            callback.fire(Wake::Closed);
+        }
     }
 
     /// Called by a reactor when the kernel reports an edge.
@@ -310,12 +369,22 @@ impl Slot {
         }
     }
 
-    pub(crate) fn take_callbacks(&self, direction: Direction) -> Vec<Waiter> {
-        self.state.lock().waiters[direction as usize].take_callbacks()
+    pub(crate) fn take_callback(&self, direction: Direction) -> Option<Callback> {
+        self.state.lock().waiters[direction as usize].take_callback()
     }
+}
 
-    pub(crate) fn has_callback(&self, direction: Direction) -> bool {
-        self.state.lock().waiters[direction as usize].has_callback()
+/// Called by a reactor that has just ended, so that nobody waits for events that it will not report.
+pub(crate) fn leave_reactor(gone: &Arc<Reactor>) {
+    for chunk in &TABLE {
+        let first = chunk.load(Ordering::Acquire);
+        if first.is_null() {
+            continue;
+        }
+        // SAFETY: a chunk has CHUNK slots, is never freed, and only shared references to it exist.
+        for slot in unsafe { core::slice::from_raw_parts(first, CHUNK) } {
+            slot.leave_reactor(gone);
+        }
     }
 }
 
@@ -325,6 +394,11 @@ impl Slot {
 /// # Blocking
 /// Never.
 pub fn forget(fd: RawFd) {
+    if squall_fiber::is_forked_child() {
+        // The epoll descriptors are shared with the parent, whose registrations would end, and a thread that does not exist
+        // here may have held the lock.
+        return;
+    }
     if let Some(slot) = known_slot(fd) {
         slot.forget();
     }

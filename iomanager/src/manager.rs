@@ -1,11 +1,11 @@
 //! `IoManager`: a scheduler with a reactor on every worker, and events by callback.
 
-use crate::descriptor::{self, Direction, Waiter};
+use crate::descriptor::{self, Callback, Direction};
 use crate::reactor::{Reactor, ReactorDriver};
 use core::any::Any;
 use core::fmt;
 use core::ops::BitOr;
-use squall_fiber::{Builder, JoinHandle, Scheduler, SchedulerConfig, Wake};
+use squall_fiber::{Builder, Hold, JoinHandle, Scheduler, SchedulerConfig, Wake};
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
@@ -43,7 +43,7 @@ impl BitOr for Event {
 /// assert_eq!(answer.join().unwrap(), 42);
 /// ```
 pub struct IoManager {
-    scheduler: Arc<Scheduler>,
+    scheduler: Scheduler,
     /// That of the first worker, for events that are added outside its fibers.
     reactor: Arc<Reactor>,
 }
@@ -78,7 +78,7 @@ impl IoManager {
         extension: Option<&'static (dyn Any + Send + Sync)>,
     ) -> io::Result<Self> {
         let (sender, reactors) = std::sync::mpsc::channel();
-        let scheduler = Arc::new(Scheduler::new(SchedulerConfig {
+        let scheduler = Scheduler::new(SchedulerConfig {
             name: "squall".into(),
             threads,
             use_caller,
@@ -89,12 +89,15 @@ impl IoManager {
                 let _ = sender.send(Arc::clone(driver.reactor()));
                 Ok(Box::new(driver))
             }),
-        })?);
+        })?;
         let reactor = reactors.recv().expect("the first worker's driver has been made");
         Ok(Self { scheduler, reactor })
     }
 
     /// Starts a fiber.
+    ///
+    /// # Panics
+    /// When the manager has stopped.
     ///
     /// # Blocking
     /// Never.
@@ -107,6 +110,9 @@ impl IoManager {
     }
 
     /// Starts a fiber made by `builder`.
+    ///
+    /// # Panics
+    /// When the manager has stopped.
     ///
     /// # Blocking
     /// Never.
@@ -124,10 +130,14 @@ impl IoManager {
     }
 
     /// Runs `callback` in a new fiber, once, when one of `events` is there. For both events that is twice: once each.
-    /// If one is there already, its callback is started at once.
+    /// If one is there already, its callback is started at once. A callback that waits keeps the manager from stopping, as a
+    /// fiber would. When the descriptor is closed its callbacks are forgotten.
     ///
     /// # Errors
     /// `AlreadyExists` if a callback waits for one of the events; `EPERM` for a regular file, which is always ready; `EBADF`.
+    ///
+    /// # Panics
+    /// When the manager has stopped.
     ///
     /// # Blocking
     /// Never.
@@ -138,33 +148,32 @@ impl IoManager {
         callback: impl Fn() + Send + Sync + 'static,
     ) -> io::Result<()> {
         let slot = descriptor::slot(fd).ok_or_else(|| io::Error::from_raw_os_error(libc::EBADF))?;
-        if events.directions().any(|direction| slot.has_callback(direction)) {
-            return Err(io::Error::from(io::ErrorKind::AlreadyExists));
-        }
         let callback = Arc::new(callback);
-        for direction in events.directions() {
-            let (scheduler, callback) = (Arc::clone(&self.scheduler), Arc::clone(&callback));
-            let reactor = Arc::clone(&self.reactor);
-            slot.add_waiter(
-                direction,
-                None,
-                || Some(Reactor::current().unwrap_or(reactor)),
-                || {
-                    Waiter::Callback(Box::new(move |reason| {
-                        if reason == Wake::Ready {
-                            scheduler.spawn(Builder::new(), move || callback());
-                        }
-                    }))
-                },
-            )?;
-        }
+        slot.add_callbacks(events.directions(), || {
+            let hold = self.hold();
+            let callback = Arc::clone(&callback);
+            Callback {
+                run: Box::new(move |reason| {
+                    if reason == Wake::Ready {
+                        hold.spawn(Builder::new(), move || callback());
+                    }
+                }),
+                reactor: Arc::clone(&self.reactor),
+            }
+        })?;
         // Edge-triggered: an event that came before the waiter makes no new edge.
         for direction in events.directions() {
-            if is_ready(fd, direction) {
-                fire(slot, direction);
+            if is_ready(fd, direction)
+                && let Some(callback) = slot.take_callback(direction)
+            {
+                (callback.run)(Wake::Ready);
             }
         }
         Ok(())
+    }
+
+    fn hold(&self) -> Hold {
+        self.scheduler.hold().expect("events are added before the manager has stopped")
     }
 
     /// Forgets the callbacks for `events`, without running them. False if there was none.
@@ -177,7 +186,7 @@ impl IoManager {
         let callbacks = self.take(fd, events);
         let any = !callbacks.is_empty();
         for callback in callbacks {
-            callback.fire(Wake::Ready);
+            (callback.run)(Wake::Ready);
         }
         any
     }
@@ -187,12 +196,12 @@ impl IoManager {
         self.cancel_event(fd, Event::READ | Event::WRITE)
     }
 
-    fn take(&self, fd: RawFd, events: Event) -> Vec<Waiter> {
+    fn take(&self, fd: RawFd, events: Event) -> Vec<Callback> {
         let Some(slot) = descriptor::slot(fd) else { return Vec::new() };
-        events.directions().flat_map(|direction| slot.take_callbacks(direction)).collect()
+        events.directions().filter_map(|direction| slot.take_callback(direction)).collect()
     }
 
-    /// Waits until every fiber has ended, then ends the workers.
+    /// Waits until every fiber has ended and every callback that was added has run or been taken back, then ends the workers.
     ///
     /// # Panics
     /// When called from one of the manager's own fibers.
@@ -204,24 +213,12 @@ impl IoManager {
     }
 }
 
-impl Drop for IoManager {
-    fn drop(&mut self) {
-        self.scheduler.stop();
-    }
-}
-
 /// A scheduler whose workers wait in a reactor.
 ///
 /// # Errors
 /// As [`Scheduler::new`].
 pub fn scheduler(config: SchedulerConfig) -> io::Result<Scheduler> {
     Scheduler::new(SchedulerConfig { driver: Box::new(|_| Ok(Box::new(ReactorDriver::new()?))), ..config })
-}
-
-fn fire(slot: &descriptor::Slot, direction: Direction) {
-    for callback in slot.take_callbacks(direction) {
-        callback.fire(Wake::Ready);
-    }
 }
 
 fn is_ready(fd: RawFd, direction: Direction) -> bool {

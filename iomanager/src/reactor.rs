@@ -123,6 +123,7 @@ impl Driver for ReactorDriver {
 
     fn close(&mut self) {
         self.reactor.alive.store(false, Ordering::Release);
+        descriptor::leave_reactor(&self.reactor);
     }
 }
 
