@@ -8,6 +8,7 @@
 
 use crate::errno::Result;
 use crate::real_os::RealOs;
+use core::ffi::{c_int, c_ulong};
 use core::mem::MaybeUninit;
 use squall_fiber::{Current, with_current};
 use std::os::fd::RawFd;
@@ -180,6 +181,8 @@ pub trait Os: Send + Sync {
         entries: &mut [PollEntry],
         timeout: Option<Duration>,
     ) -> Result<usize>;
+    /// `fcntl`: duplicates, flags, and whether a descriptor is open at all.
+    fn control(&self, current: Current<'_>, fd: RawFd, command: c_int, argument: c_ulong) -> Result<c_int>;
     /// `close`.
     fn close(&self, current: Current<'_>, fd: RawFd) -> Result<()>;
     /// `fsync`, or `fdatasync` if `data_only`.

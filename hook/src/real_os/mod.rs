@@ -8,6 +8,7 @@
 //! `accept` alone has no such flag: see [`listener`].
 
 mod connect;
+pub(crate) mod control;
 mod file;
 mod kind;
 pub(crate) mod listener;
@@ -18,6 +19,7 @@ mod wait;
 use crate::errno::{Result, check_int};
 use crate::os::{AddressMut, Buffer, BufferMut, Os, PollEntry};
 use crate::real;
+use core::ffi::{c_int, c_ulong};
 use squall_fiber::{Current, WaitKind};
 use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
@@ -90,6 +92,10 @@ impl Os for RealOs {
         timeout: Option<Duration>,
     ) -> Result<usize> {
         poll::poll(current, entries, timeout)
+    }
+
+    fn control(&self, _: Current<'_>, fd: RawFd, command: c_int, argument: c_ulong) -> Result<c_int> {
+        control::control(fd, command, argument)
     }
 
     fn close(&self, _: Current<'_>, fd: RawFd) -> Result<()> {

@@ -3,6 +3,7 @@
 use crate::errno::answer_int;
 use crate::os::in_fiber_or;
 use crate::real;
+use crate::real_os::control::{control, note_duplicate};
 use crate::real_os::{self, forget, listener};
 use core::ffi::{c_int, c_ulong, c_void};
 
@@ -12,15 +13,6 @@ unsafe extern "C" fn close(fd: c_int) -> c_int {
         |current, os| answer_int(os.close(current, fd).map(|()| 0)),
         || answer_int(real_os::close(fd).map(|()| 0)),
     )
-}
-
-/// A duplicate has been made; its number means nothing that it meant before.
-fn note_duplicate(fd: c_int, copy: c_int) -> c_int {
-    if copy >= 0 && copy != fd {
-        forget(copy);
-        listener::duplicate(fd, copy);
-    }
-    copy
 }
 
 /// `dup2` and `dup3` close what the target was, so whoever waits for it must learn of it first; but not if the call will fail.
@@ -74,21 +66,10 @@ unsafe extern "C" fn pipe(pair: *mut c_int) -> c_int {
 /// Variadic in C: the third argument, if any, travels in the same register as this one's.
 #[unsafe(no_mangle)]
 unsafe extern "C" fn fcntl(fd: c_int, command: c_int, argument: c_ulong) -> c_int {
-    // SAFETY: the caller's own arguments.
-    let call = |argument| unsafe { real::fcntl(fd, command, argument) };
-    match command {
-        libc::F_DUPFD | libc::F_DUPFD_CLOEXEC => note_duplicate(fd, call(argument)),
-        libc::F_GETFL => {
-            let flags = call(argument);
-            if flags >= 0 && listener::is_hidden(fd) { flags & !libc::O_NONBLOCK } else { flags }
-        }
-        libc::F_SETFL => {
-            let wanted = argument as c_int;
-            let keep = listener::user_sets_nonblocking(fd, (wanted & libc::O_NONBLOCK) != 0);
-            call(if keep { wanted | libc::O_NONBLOCK } else { wanted } as c_ulong)
-        }
-        _ => call(argument),
-    }
+    in_fiber_or(
+        |current, os| answer_int(os.control(current, fd, command, argument)),
+        || answer_int(control(fd, command, argument)),
+    )
 }
 
 /// As `fcntl`; what programs compiled for large files call.
