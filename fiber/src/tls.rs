@@ -11,6 +11,7 @@
 //! - `multiple_threads`: glibc would skip its atomics and corrupt the heap;
 //! - a pseudo thread id: recursive pthread mutexes of two fibers would take each other for their own;
 //! - the robust-mutex list head: it must point at itself, or the first robust mutex dereferences null;
+//! - the link in glibc's list of threads: a forked child takes its thread out of that list, and would dereference null;
 //! - the rseq area: `sched_getcpu()` would report CPU 0 for ever.
 //!
 //! Blocks are pooled. On reuse the images of the executable and its libraries are reset, libc's own is not: the malloc
@@ -51,6 +52,8 @@ struct Mechanism {
     thread_id_offset: isize,
     /// Offset of the robust-list head from the thread pointer.
     robust_list_offset: isize,
+    /// Offset of the link in the list of threads from the thread pointer.
+    thread_link_offset: Option<isize>,
     rseq_offset: Option<isize>,
     images: Vec<Image>,
 }
@@ -104,15 +107,21 @@ impl Mechanism {
                 core::mem::transmute::<*mut c_void, Plain>(call_tls_dtors),
             )
         };
+        let thread_id_offset =
+            find_thread_id(thread_pointer).ok_or("the thread id is not where glibc keeps it")?;
+        let robust_list_offset =
+            find_robust_list(thread_pointer).ok_or("the thread has no robust-mutex list")?;
         Ok(Self {
             allocate,
             deallocate,
             ctype_init,
             call_tls_dtors,
-            thread_id_offset: find_thread_id(thread_pointer)
-                .ok_or("the thread id is not where glibc keeps it")?,
-            robust_list_offset: find_robust_list(thread_pointer)
-                .ok_or("the thread has no robust-mutex list")?,
+            thread_id_offset,
+            robust_list_offset,
+            // In glibc: the link's two pointers, the thread id, an unused int, a pointer, the robust list. Where the second half
+            // is as expected, so is the first.
+            thread_link_offset: (robust_list_offset == thread_id_offset + 16)
+                .then_some(thread_id_offset - 16),
             // SAFETY: glibc 2.35 and later export this constant as a ptrdiff_t.
             rseq_offset: symbol(c"__rseq_offset").map(|at| unsafe { *(at as *const isize) }),
             images: static_tls_images(thread_pointer),
@@ -276,6 +285,12 @@ impl TlsBlock {
             *head = head as usize;
             *head.sub(1) = head as usize;
             *head.add(1) = *own.add(1);
+            if let Some(offset) = mechanism.thread_link_offset {
+                // Linked to itself: on its own, and safe to take out.
+                let link = self.at::<usize>(offset);
+                *link = link as usize;
+                *link.add(1) = link as usize;
+            }
             if let Some(offset) = mechanism.rseq_offset {
                 // struct rseq { cpu_id_start, cpu_id, .. }: -1 says "not registered", so glibc asks the kernel.
                 *self.at::<i32>(offset) = 0;

@@ -229,8 +229,10 @@ fn a_listener_that_was_waited_on_does_not_show_o_nonblock() {
         set_timeout(listener.as_raw_fd(), libc::SO_RCVTIMEO, PAUSE);
         kind(notes, "accept", listener.accept().map(|_| ()));
         let copy = listener.try_clone().unwrap();
-        // SAFETY (both): F_GETFL takes no argument.
-        let flags = |fd| unsafe { libc::fcntl(fd, libc::F_GETFL) } & libc::O_NONBLOCK;
+        let flags = |fd| {
+            // SAFETY: F_GETFL takes no argument.
+            unsafe { libc::fcntl(fd, libc::F_GETFL) & libc::O_NONBLOCK }
+        };
         notes.push(format!("{} {}", flags(listener.as_raw_fd()), flags(copy.as_raw_fd())));
         kind(notes, "accept on the copy", copy.accept().map(|_| ()));
         copy.set_nonblocking(true).unwrap();
