@@ -1,8 +1,8 @@
 //! The calling side: a [`Client`] stands for one peer, however often the connections to it break.
 //!
-//! Owns connecting, reconnecting and the table of calls that wait for answers. A connection is made when somebody
-//! wants to say something, by an activity of its own that then reads the answers until the connection ends; there
-//! is nothing to keep running for a peer that nobody talks to.
+//! Owns connecting, reconnecting and the table of calls that wait for answers. A connection is made when
+//! somebody wants to say something, by an activity of its own that then reads the answers until the
+//! connection ends; there is nothing to keep running for a peer that nobody talks to.
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpStream};
@@ -25,7 +25,8 @@ use crate::proto::rpc::goaway::Code;
 use crate::spawn::spawn;
 use crate::stream::TimedStream;
 
-/// One peer, as its callers see it. Shared by reference or in an `Arc`; dropping it closes it without waiting.
+/// One peer, as its callers see it. Shared by reference or in an `Arc`; dropping it closes it without
+/// waiting.
 #[derive(Debug)]
 pub struct Client {
     shared: Arc<Shared>,
@@ -141,8 +142,8 @@ impl Client {
     ///
     /// # Errors
     /// All mean that it was not sent: [`RpcError::Full`] when the peer takes less than it is given,
-    /// [`RpcError::Unavailable`] between attempts to connect, [`RpcError::NotSent`], [`RpcError::BodyTooLong`],
-    /// [`RpcError::Closed`].
+    /// [`RpcError::Unavailable`] between attempts to connect, [`RpcError::NotSent`],
+    /// [`RpcError::BodyTooLong`], [`RpcError::Closed`].
     ///
     /// # Blocking
     /// Never.
@@ -162,8 +163,8 @@ impl Client {
     /// Ends all connections. Calls in progress fail; later ones fail with [`RpcError::Closed`].
     ///
     /// # Blocking
-    /// Until every activity of this client has ended; one that is connecting ends after `connect_timeout` at the
-    /// latest.
+    /// Until every activity of this client has ended; one that is connecting ends after `connect_timeout` at
+    /// the latest.
     pub fn close(&self) {
         self.shared.close();
         for slot in &self.shared.slots {
@@ -207,8 +208,8 @@ impl Shared {
         }
     }
 
-    /// The connection of a slot, being made if there is none. What is queued on it while it is being made goes out
-    /// as soon as it stands.
+    /// The connection of a slot, being made if there is none. What is queued on it while it is being made
+    /// goes out as soon as it stands.
     ///
     /// # Blocking
     /// Never without `patience`; with it, until then, while no attempt to connect is due.
@@ -267,13 +268,15 @@ impl Shared {
 
         let slot = &self.slots[index];
         let mut state = slot.lock();
-        // The slot first: a caller that is told of the end and tries again at once must not meet this connection.
+        // The slot first: a caller that is told of the end and tries again at once must not meet this
+        // connection.
         if matches!(&state.phase, Phase::Live(live) if Arc::ptr_eq(live, connection)) {
             if connection.was_opened() && began.elapsed() >= self.config.backoff_max {
                 state.failures = 0;
                 state.phase = Phase::Idle;
             } else {
-                // A peer that accepts connections only to drop them must not be dialled in a tight loop, either.
+                // A peer that accepts connections only to drop them must not be dialled in a tight loop,
+                // either.
                 state.failures = state.failures.saturating_add(1);
                 let until = Instant::now() + self.backoff(state.failures);
                 state.phase = Phase::Backoff { until, cause: reason };
@@ -438,9 +441,9 @@ struct Calls {
     /// Invariant: empty once `ended` is set, so no call waits for a connection that is gone.
     waiting: BTreeMap<u32, Arc<Waiter>>,
     last_stream: u32,
-    /// The peer takes no new requests on this connection; when the last call has left, this side closes it. The
-    /// peer waits for that before it closes it itself, so that no request crosses its end on the wire and leaves its
-    /// caller in doubt.
+    /// The peer takes no new requests on this connection; when the last call has left, this side closes it.
+    /// The peer waits for that before it closes it itself, so that no request crosses its end on the wire and
+    /// leaves its caller in doubt.
     going_away: bool,
     ended: Option<CloseReason>,
 }
@@ -499,7 +502,8 @@ impl Connection {
             Some(Outcome::Ended(reason)) => Err(RpcError::disconnected(reason, self.link.was_taken(ticket))),
             None => {
                 self.leave(stream);
-                // The writer drops a frame whose deadline has passed, so what it has not taken by now stays unsent.
+                // The writer drops a frame whose deadline has passed, so what it has not taken by now stays
+                // unsent.
                 Err(RpcError::DeadlineExceeded { sent: self.link.was_taken(ticket) })
             }
         }
@@ -514,7 +518,8 @@ impl Connection {
         if calls.going_away {
             return Err(GOING_AWAY);
         }
-        // Ids come round after 4 billion calls; one that is still waiting by then keeps its own, and 0 means none.
+        // Ids come round after 4 billion calls; one that is still waiting by then keeps its own, and 0 means
+        // none.
         let mut stream = calls.last_stream.wrapping_add(1);
         while stream == 0 || calls.waiting.contains_key(&stream) {
             stream = stream.wrapping_add(1);

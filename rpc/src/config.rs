@@ -19,16 +19,16 @@ pub(crate) const TIMEOUT_CEILING: Duration = Duration::from_millis(u32::MAX as u
 pub struct ServerConfig {
     /// Connections at once; one more is refused. Default 10,000.
     pub connections_max: usize,
-    /// Requests of one connection that are served at once. When as many are, nothing more is read from it: the
-    /// peer feels it as a slow network. Default 1,024.
+    /// Requests of one connection that are served at once. When as many are, nothing more is read from it:
+    /// the peer feels it as a slow network. Default 1,024.
     pub requests_in_flight_max: usize,
-    /// Bytes of bodies of requests of one connection that are being served. Like the limit above, except that a
-    /// single request is always let in. Default 128 MiB.
+    /// Bytes of bodies of requests of one connection that are being served. Like the limit above, except that
+    /// a single request is always let in. Default 128 MiB.
     pub bytes_in_flight_max: usize,
     /// The longest body, in bytes, read or written; at most 1 GiB. Default 64 MiB.
     pub body_bytes_max: usize,
-    /// Bytes of answers that wait to be written to one connection; requests that finish wait while it is full.
-    /// At least one frame. Default 128 MiB.
+    /// Bytes of answers that wait to be written to one connection; requests that finish wait while it is
+    /// full. At least one frame. Default 128 MiB.
     pub queue_bytes_max: usize,
     /// How long a new connection may take to introduce itself. Default 5 s.
     pub handshake_timeout: Duration,
@@ -77,7 +77,8 @@ impl ServerConfig {
 #[derive(Debug, Clone)]
 pub struct ClientConfig {
     /// Connections to the peer. With one (the default) everything shares it. With more, the first is for
-    /// one-way messages alone, so that a heartbeat never queues behind a megabyte; calls take turns on the rest.
+    /// one-way messages alone, so that a heartbeat never queues behind a megabyte; calls take turns on the
+    /// rest.
     pub connections: usize,
     /// The longest body, in bytes, sent or accepted; at most 1 GiB. Default 64 MiB.
     pub body_bytes_max: usize,
@@ -92,8 +93,8 @@ pub struct ClientConfig {
     pub idle_timeout: Duration,
     /// A connection whose peer accepts no byte for this long is closed. Default 30 s.
     pub write_stall_timeout: Duration,
-    /// The pause after the first failure to connect; it doubles with each further one, and a random part of up
-    /// to a half is taken off so that many clients do not return at once. Default 20 ms.
+    /// The pause after the first failure to connect; it doubles with each further one, and a random part of
+    /// up to a half is taken off so that many clients do not return at once. Default 20 ms.
     pub backoff_min: Duration,
     /// The longest pause. Default 1 s.
     pub backoff_max: Duration,

@@ -8,22 +8,23 @@
 //!
 //! A frame is a header of 36 bytes and a body of 0 to `body_bytes_max` bytes. Numbers are little-endian.
 //!
-//! | offset | bytes | field         | meaning                                                                 |
-//! |-------:|------:|---------------|-------------------------------------------------------------------------|
-//! |      0 |     4 | `magic`       | the bytes `SQRP`                                                        |
-//! |      4 |     1 | `version`     | 1; together with `magic` the only part that every version shares        |
-//! |      5 |     1 | `kind`        | see [`Kind`]; the upper four bits are reserved for flags and zero       |
-//! |      6 |     2 | `method`      | what is asked for, in requests and one-way messages; else 0             |
-//! |      8 |     4 | `stream`      | ties an answer to its request, chosen by the requester; else 0          |
-//! |     12 |     4 | `deadline_ms` | in requests: how long the answer is of use, from now; 0: no deadline    |
-//! |     16 |     8 | `trace_id`    | follows a request through the cluster; 0: not traced                    |
-//! |     24 |     4 | `body_bytes`  | length of the body                                                      |
-//! |     28 |     4 | `body_crc`    | CRC32C of the body                                                      |
-//! |     32 |     4 | `header_crc`  | CRC32C of the 32 bytes before it                                        |
+//! | offset | bytes | field         | meaning                                                               |
+//! |-------:|------:|---------------|-----------------------------------------------------------------------|
+//! |      0 |     4 | `magic`       | the bytes `SQRP`                                                      |
+//! |      4 |     1 | `version`     | 1; together with `magic` the only part that every version shares      |
+//! |      5 |     1 | `kind`        | see [`Kind`]; the upper four bits are reserved for flags and zero     |
+//! |      6 |     2 | `method`      | what is asked for, in requests and one-way messages; else 0           |
+//! |      8 |     4 | `stream`      | ties an answer to its request, chosen by the requester; else 0        |
+//! |     12 |     4 | `deadline_ms` | in requests: how long the answer is of use, from now; 0: no deadline  |
+//! |     16 |     8 | `trace_id`    | follows a request through the cluster; 0: not traced                  |
+//! |     24 |     4 | `body_bytes`  | length of the body                                                    |
+//! |     28 |     4 | `body_crc`    | CRC32C of the body                                                    |
+//! |     32 |     4 | `header_crc`  | CRC32C of the 32 bytes before it                                      |
 //!
 //! The header has a checksum of its own so that a length is believed only when it is what the peer wrote: a
-//! single flipped bit must not make the reader wait for, or skip, megabytes. The body's checksum lies inside the
-//! header's, so a body cannot pass under another frame's header. The deadline is relative because clocks differ.
+//! single flipped bit must not make the reader wait for, or skip, megabytes. The body's checksum lies inside
+//! the header's, so a body cannot pass under another frame's header. The deadline is relative because clocks
+//! differ.
 //!
 //! After any error the frame boundary is lost for good; the connection has to be closed.
 
@@ -212,8 +213,8 @@ impl<R: Read> FrameReader<R> {
     /// Reads the next header.
     ///
     /// # Errors
-    /// [`CloseReason::PeerClosed`] at the end of the stream, [`CloseReason::IdleTimeout`] when the source's read
-    /// timeout expires; else what is wrong with the header.
+    /// [`CloseReason::PeerClosed`] at the end of the stream, [`CloseReason::IdleTimeout`] when the source's
+    /// read timeout expires; else what is wrong with the header.
     ///
     /// # Blocking
     /// Until the source has delivered a header.

@@ -44,7 +44,8 @@ pub struct LocalIdentity {
 pub struct PeerIdentity {
     /// Its node id; 0: not a member of the cluster.
     pub node_id: u64,
-    /// Whether it named this cluster's id. A client may come without; whether that is enough is the handler's to decide.
+    /// Whether it named this cluster's id. A client may come without; whether that is enough is the handler's
+    /// to decide.
     pub knows_cluster: bool,
     /// Where the connection comes from or goes to.
     pub addr: SocketAddr,
@@ -109,7 +110,8 @@ pub(crate) enum Opening {
     Goaway(Goaway),
 }
 
-/// Reads the first frame, which may take until `deadline`, and leaves the reader with the connection's limits.
+/// Reads the first frame, which may take until `deadline`, and leaves the reader with the connection's
+/// limits.
 pub(crate) fn receive_opening(
     reader: &mut FrameReader<TimedStream>,
     deadline: Instant,

@@ -1,9 +1,9 @@
 //! Framed, checksummed, multiplexed remote calls in blocking style over `std::net`.
 //!
 //! A [`Server`] hands requests to a [`Handler`]; a [`Client`] stands for one peer and has two verbs:
-//! [`Client::call`] asks and waits for the answer, [`Client::notify`] tells and does not. Any number of calls share
-//! a connection and are answered in any order. Both ends run ordinary blocking code: where this crate is linked
-//! into a program whose activities are fibers, waiting suspends a fiber; where they are threads, a thread.
+//! [`Client::call`] asks and waits for the answer, [`Client::notify`] tells and does not. Any number of calls
+//! share a connection and are answered in any order. Both ends are ordinary blocking code, and every activity
+//! is a fiber: what waits here keeps no thread waiting.
 //!
 //! - `frame`: how bytes become requests and answers, and how corruption is noticed.
 //! - `handshake`: who may talk to whom.
@@ -11,14 +11,15 @@
 //! - `server`, `client`: the two receiving halves.
 //! - `proto`, `method`: what is said in bodies, and the numbers for asking it.
 //!
-//! What never happens here: a panic, an overflow or an allocation that a peer decides on; a request executed twice
-//! (nothing is repeated that may have been sent); a wait without an end (every one has a deadline, or ends with
-//! the connection, which ends when the peer falls silent).
+//! What never happens here: a panic, an overflow or an allocation that a peer decides on; a request executed
+//! twice (nothing is repeated that may have been sent); a wait without an end (every one has a deadline, or
+//! ends with the connection, which ends when the peer falls silent).
 //!
 //! ```
 //! use std::{sync::Arc, time::Duration};
 //! use bytes::Bytes;
-//! use squall_rpc::{CallContext, Client, ClientConfig, Handler, LocalIdentity, Method, Server, ServerConfig, Status};
+//! use squall_rpc::{CallContext, Client, ClientConfig, Handler, LocalIdentity, Method};
+//! use squall_rpc::{Server, ServerConfig, Status};
 //!
 //! struct Echo;
 //! impl Handler for Echo {

@@ -1,8 +1,8 @@
 //! The sending half of a connection, the same on both ends: a queue of frames bounded in bytes, and the
 //! activity that writes whatever the queue holds in one go.
 //!
-//! Owns the order of frames on the wire, back-pressure, heartbeats, and the reason a connection ended for. Knows
-//! nothing of requests and answers.
+//! Owns the order of frames on the wire, back-pressure, heartbeats, and the reason a connection ended for.
+//! Knows nothing of requests and answers.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock};
@@ -31,8 +31,8 @@ pub(crate) struct Outgoing {
     /// Complete but for `deadline_ms`.
     header: Header,
     body: Bytes,
-    /// When it is of no use any more. What is left is put into the header as late as possible, so that time in
-    /// the queue counts.
+    /// When it is of no use any more. What is left is put into the header as late as possible, so that time
+    /// in the queue counts.
     deadline: Option<Instant>,
 }
 
@@ -196,7 +196,8 @@ impl Link {
         Ok(ticket)
     }
 
-    /// Whether the frame was handed to the network. After the link is closed the answer does not change any more.
+    /// Whether the frame was handed to the network. After the link is closed the answer does not change any
+    /// more.
     pub(crate) fn was_taken(&self, ticket: Ticket) -> bool {
         ticket.0 < self.lock().taken
     }

@@ -22,7 +22,8 @@ pub(crate) fn add(counter: &AtomicU64, n: usize) {
 pub struct RpcMetrics {
     /// Connections that were established, hello included.
     pub connections_opened: AtomicU64,
-    /// Connections and attempts to connect that ended, by the name of the [`CloseReason`]. Too rare to need atomics.
+    /// Connections and attempts to connect that ended, by the name of the [`CloseReason`]. Too rare to need
+    /// atomics.
     closed: Mutex<BTreeMap<&'static str, u64>>,
     /// Frames read, heartbeats included.
     pub frames_in: AtomicU64,

@@ -48,8 +48,8 @@ pub struct CallContext {
 
 /// What a server does with what it is asked. Shared by all its connections.
 pub trait Handler: Send + Sync {
-    /// Whether to talk to this peer, which is of the right cluster and version; asked once per connection. The error
-    /// is told to the peer's operator.
+    /// Whether to talk to this peer, which is of the right cluster and version; asked once per connection.
+    /// The error is told to the peer's operator.
     ///
     /// # Errors
     /// Why not.
@@ -65,8 +65,8 @@ pub trait Handler: Send + Sync {
     /// What the caller is told. The code promises whether anything was executed.
     fn call(&self, context: &CallContext, body: Bytes) -> Result<Bytes, Status>;
 
-    /// Takes a one-way message. Those of one connection come one by one, in the order they were sent, and nothing
-    /// else is read from it meanwhile: be quick. A panic loses the message.
+    /// Takes a one-way message. Those of one connection come one by one, in the order they were sent, and
+    /// nothing else is read from it meanwhile: be quick. A panic loses the message.
     fn notify(&self, context: &CallContext, body: Bytes);
 }
 
@@ -142,9 +142,9 @@ impl Server {
         self.shared.lock().connections.len()
     }
 
-    /// Stops: accepts no more, tells every peer to go elsewhere, refuses new requests. A peer closes its connection
-    /// when its requests in progress are answered; what is left after `drain_timeout` is cut off. A second call
-    /// waits for the first one's work.
+    /// Stops: accepts no more, tells every peer to go elsewhere, refuses new requests. A peer closes its
+    /// connection when its requests in progress are answered; what is left after `drain_timeout` is cut off.
+    /// A second call waits for the first one's work.
     ///
     /// # Blocking
     /// Until every handler has returned and every activity of this server has ended.
@@ -263,7 +263,7 @@ impl Shared {
             addr,
             link: Link::new(config.queue_bytes_max),
             in_flight: InFlight::default(),
-            opened: AtomicBool::new(false),
+            greeted: AtomicBool::new(false),
             going_away: AtomicBool::new(false),
         });
         connection.link.attach(stream.clone());
@@ -314,7 +314,6 @@ impl Shared {
             Err(reason) => return reason,
         };
         count(&self.config.metrics.connections_opened);
-        connection.opened.store(true, Ordering::Relaxed);
         let writer = {
             let (connection, metrics) = (connection.clone(), self.config.metrics.clone());
             move || connection.link.run_writer(&stream, heartbeat_interval, &metrics)
@@ -356,6 +355,7 @@ impl Shared {
         });
         match judged {
             Ok(peer) => {
+                connection.greeted.store(true, Ordering::Relaxed);
                 handshake::send_hello(stream, &self.local, self.config.idle_timeout)?;
                 Ok((peer, handshake::heartbeat_interval(&hello)))
             }
@@ -454,7 +454,8 @@ impl Shared {
         }
     }
 
-    /// Queues the answer, waiting for room: a peer that does not read its answers gets no more requests served.
+    /// Queues the answer, waiting for room: a peer that does not read its answers gets no more requests
+    /// served.
     fn answer(&self, connection: &Connection, request: Header, result: Result<Bytes, Status>) {
         count(&self.config.metrics.requests_served);
         let (kind, body) = match result {
@@ -480,8 +481,8 @@ struct Connection {
     addr: SocketAddr,
     link: Link,
     in_flight: InFlight,
-    /// Both sides have said hello.
-    opened: AtomicBool,
+    /// This side has said hello, or is about to: from then on the peer may send requests.
+    greeted: AtomicBool,
     /// The peer has been told to go elsewhere; new requests are refused.
     going_away: AtomicBool,
 }
@@ -489,8 +490,8 @@ struct Connection {
 impl Connection {
     fn say_goodbye(&self) {
         self.going_away.store(true, Ordering::Relaxed);
-        if !self.opened.load(Ordering::Relaxed) {
-            // A stranger would not understand, and need not be waited for.
+        if !self.greeted.load(Ordering::Relaxed) {
+            // It cannot have asked for anything, so it need not be waited for.
             self.link.close(CloseReason::Local);
             return;
         }

@@ -1,4 +1,5 @@
-//! The one place that starts a concurrent activity, so that what an activity is stays one line's decision: a fiber.
+//! The one place that starts a concurrent activity, so that what an activity is stays one line's decision: a
+//! fiber.
 
 use std::io;
 

@@ -53,7 +53,8 @@ impl TimedStream {
 impl Read for TimedStream {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         if let Some(deadline) = self.read_deadline {
-            // The socket's own timeout starts anew with each byte; a peer that trickles must not live on that.
+            // The socket's own timeout starts anew with each byte; a peer that trickles must not live on
+            // that.
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(io::ErrorKind::TimedOut.into());

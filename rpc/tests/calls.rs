@@ -154,9 +154,17 @@ fn a_peer_that_takes_less_than_it_is_given_fills_a_bounded_queue() {
         assert!(sent < 10_000, "600 MB were accepted for a peer that reads nothing");
         thread::sleep(Duration::from_millis(1));
     }
-    // A call waits for room instead, up to its deadline, and then is known not to have been sent.
-    let call = client.call(ECHO, body, Duration::from_millis(50), 0);
-    assert_eq!(call, Err(RpcError::DeadlineExceeded { sent: false }));
+    // Calls wait for room instead, up to their deadline, and then are known not to have been sent.
+    thread::scope(|scope| {
+        for _ in 0..32 {
+            scope.spawn(|| {
+                let call = client.call(ECHO, body.clone(), Duration::from_millis(50), 0);
+                assert_eq!(call, Err(RpcError::DeadlineExceeded { sent: false }));
+            });
+        }
+    });
+    let full = client.notify(ECHO, body.clone());
+    assert!(matches!(full, Err(RpcError::Full { queued, .. }) if queued <= limit), "{full:?}");
     handler.open();
     eventually("what was queued arrived", || handler.notified.lock().expect("notified").len() == sent);
 }

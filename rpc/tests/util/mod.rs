@@ -1,4 +1,5 @@
-//! What the scenarios share: identities, a handler with a few useful methods, and a peer that writes raw bytes.
+//! What the scenarios share: identities, a handler with a few useful methods, and a peer that writes raw
+//! bytes.
 
 #![allow(dead_code, reason = "each scenario uses its part")]
 
