@@ -12,6 +12,9 @@ use crate::resp::Reply;
 
 /// The pause before all nodes are tried again.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
+/// How long a node may take at first, before the next one is asked: it may have frozen. Each time that was
+/// not enough it doubles, because a large write on a slow disk is legal.
+const ATTEMPT_TIMEOUT_MIN: Duration = Duration::from_secs(2);
 
 /// Why an operation has no result.
 #[derive(Debug, thiserror::Error)]
@@ -199,12 +202,18 @@ impl Clerk {
         let started = Instant::now();
         let mut in_doubt = None;
         let mut failures = 0;
+        let mut attempt_timeout = ATTEMPT_TIMEOUT_MIN;
         loop {
             let (_, client) = &self.clients[session.leader];
-            let failure = match call(client, request, false) {
+            let asked = Instant::now();
+            let timeout = attempt_timeout.min(self.timeout.saturating_sub(started.elapsed()));
+            let failure = match call(client, request, false, timeout, &|| true) {
                 Ok(replies) => return Ok(replies),
                 Err(failure) => failure,
             };
+            if asked.elapsed() >= attempt_timeout {
+                attempt_timeout *= 2;
+            }
             let hint = match &failure {
                 ExecuteFailure::NotLeader { leader } => *leader,
                 ExecuteFailure::Indefinite(reason) => {

@@ -102,7 +102,7 @@ impl Client {
     /// and the peer is told what is left of it. `trace_id` travels along; 0: none.
     ///
     /// # Errors
-    /// Any but [`RpcError::BadConfig`], [`RpcError::Bind`] and [`RpcError::Full`];
+    /// Any but [`RpcError::BadConfig`], [`RpcError::Bind`], [`RpcError::Full`] and [`RpcError::GivenUp`];
     /// [`RpcError::definitely_not_executed`] says which of them leave the outcome open.
     ///
     /// # Blocking
@@ -114,6 +114,37 @@ impl Client {
         timeout: Duration,
         trace_id: u64,
     ) -> Result<Bytes, RpcError> {
+        self.call_if_wanted(method, body, timeout, trace_id, None)
+    }
+
+    /// Like [`Client::call`], but gives up once `is_wanted`, asked every fifty milliseconds, is false: for a caller who may
+    /// learn elsewhere that this peer is not the one to ask any more. A peer that froze, or that the network no longer
+    /// reaches, says nothing, and only the timeouts would end the wait.
+    ///
+    /// # Errors
+    /// Those of [`Client::call`], and [`RpcError::GivenUp`].
+    ///
+    /// # Blocking
+    /// As [`Client::call`].
+    pub fn call_while(
+        &self,
+        method: Method,
+        body: Bytes,
+        timeout: Duration,
+        trace_id: u64,
+        is_wanted: &dyn Fn() -> bool,
+    ) -> Result<Bytes, RpcError> {
+        self.call_if_wanted(method, body, timeout, trace_id, Some(is_wanted))
+    }
+
+    fn call_if_wanted(
+        &self,
+        method: Method,
+        body: Bytes,
+        timeout: Duration,
+        trace_id: u64,
+        is_wanted: Option<&dyn Fn() -> bool>,
+    ) -> Result<Bytes, RpcError> {
         let shared = &self.shared;
         RpcError::check_body(body.len(), shared.config.body_bytes_max)?;
         count(&shared.config.metrics.calls);
@@ -123,7 +154,7 @@ impl Client {
         let patience = shared.config.wait_while_unavailable.then_some(deadline);
         loop {
             let connection = shared.connection(slot, patience)?;
-            let result = connection.call(header, body.clone(), deadline);
+            let result = connection.call(header, body.clone(), deadline, is_wanted);
             match result {
                 // Its place in the pool is taken by another from now on.
                 Err(RpcError::NotSent(GOING_AWAY)) if connection.is_going_away() => {}
@@ -184,6 +215,8 @@ impl Drop for Client {
 
 /// How a connection ends whose peer is shutting down.
 const GOING_AWAY: CloseReason = CloseReason::Refused(Code::ShuttingDown);
+/// How often a call that may be given up asks whether it is still wanted.
+const WANTED_INTERVAL: Duration = Duration::from_millis(50);
 /// All one-way messages go through the same connection: that is what keeps them in order.
 const NOTIFICATION_SLOT: usize = 0;
 
@@ -490,14 +523,34 @@ impl Connection {
         waiter
     }
 
-    fn call(&self, header: Header, body: Bytes, deadline: Instant) -> Result<Bytes, RpcError> {
+    fn call(
+        &self,
+        header: Header,
+        body: Bytes,
+        deadline: Instant,
+        is_wanted: Option<&dyn Fn() -> bool>,
+    ) -> Result<Bytes, RpcError> {
         let waiter = Arc::new(Waiter::default());
         let stream = self.begin(&waiter).map_err(|reason| RpcError::disconnected(reason, false))?;
         let frame = Outgoing::new(Header { stream, ..header }, body, Some(deadline));
         let ticket = self.link.push_wait(frame, Some(deadline)).inspect_err(|_| {
             self.leave(stream);
         })?;
-        match waiter.wait(deadline) {
+        let outcome = loop {
+            let ask_again_at = is_wanted.map(|_| Instant::now() + WANTED_INTERVAL);
+            let until = ask_again_at.map_or(deadline, |at| at.min(deadline));
+            if let Some(outcome) = waiter.wait(until) {
+                break Some(outcome);
+            }
+            if until == deadline {
+                break None;
+            }
+            if !is_wanted.is_none_or(|is_wanted| is_wanted()) {
+                self.leave(stream);
+                return Err(RpcError::GivenUp);
+            }
+        };
+        match outcome {
             Some(Outcome::Answer(answer)) => Ok(answer?),
             Some(Outcome::Ended(reason)) => Err(RpcError::disconnected(reason, self.link.was_taken(ticket))),
             None => {

@@ -274,6 +274,9 @@ pub enum RpcError {
         /// Whether the request had been handed to the network. When not, it never will be.
         sent: bool,
     },
+    /// The caller did not want the answer any more. Whether the request is executed is unknown.
+    #[error("given up before an answer came")]
+    GivenUp,
     /// The peer answered no.
     #[error("refused by the peer: {0}")]
     Remote(#[from] Status),
@@ -294,7 +297,7 @@ impl RpcError {
             | RpcError::Unavailable { .. }
             | RpcError::NotSent(_)
             | RpcError::Closed => true,
-            RpcError::OutcomeUnknown(_) => false,
+            RpcError::OutcomeUnknown(_) | RpcError::GivenUp => false,
             RpcError::PeerMisbehaved { sent, .. } | RpcError::DeadlineExceeded { sent } => !sent,
             RpcError::Remote(status) => !matches!(status.code, StatusCode::Failed | StatusCode::Unknown),
         }
@@ -345,6 +348,7 @@ mod tests {
             (RpcError::disconnected(misbehaved, true), false),
             (RpcError::DeadlineExceeded { sent: false }, true),
             (RpcError::DeadlineExceeded { sent: true }, false),
+            (RpcError::GivenUp, false),
             (Status::new(StatusCode::Overloaded, "").into(), true),
             (Status::new(StatusCode::Failed, "").into(), false),
             (Status::new(StatusCode::Unknown, "").into(), false),

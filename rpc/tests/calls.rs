@@ -83,6 +83,19 @@ fn a_call_ends_at_its_deadline_and_the_connection_goes_on() {
 }
 
 #[test]
+fn a_call_that_is_not_wanted_any_more_is_given_up_and_the_connection_goes_on() {
+    let (server, handler) = serve(ServerConfig::default());
+    let client = connect(&server);
+    let given_up =
+        client.call_while(WAIT, Bytes::new(), PATIENCE, 0, &|| handler.waited.load(Ordering::SeqCst) == 0);
+    assert_eq!(given_up, Err(RpcError::GivenUp));
+    assert_eq!(client.call(ECHO, "next".into(), PATIENCE, 0), Ok("next".into()));
+    handler.open();
+    eventually("the late answer is dropped", || client.metrics().answers_late.load(Ordering::Relaxed) == 1);
+    assert_eq!(server.metrics().connections_opened.load(Ordering::Relaxed), 1);
+}
+
+#[test]
 fn the_server_is_told_what_is_left_of_the_deadline() {
     let (server, _) = serve(ServerConfig::default());
     let client = connect(&server);

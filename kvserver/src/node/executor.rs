@@ -152,10 +152,17 @@ impl Executor {
     }
 
     fn forward(&self, leader: NodeId, request: &Request) -> Result<Vec<Reply>, ExecuteFailure> {
-        match self.peers.get(leader) {
-            Some(client) => call(client, request, true),
-            None => Err(ExecuteFailure::NotLeader { leader: None }),
-        }
+        let Some(client) = self.peers.get(leader) else {
+            return Err(ExecuteFailure::NotLeader { leader: None });
+        };
+        let term = self.group.soft_state().term;
+        // A leader whose machine froze, or lost its network, never answers. The others elect a new one, and that is the
+        // news for which a request that waits for the old one must not wait out a timeout.
+        let still_leads = || {
+            let now = self.group.soft_state();
+            now.term <= term || now.leader.is_none_or(|now| now == leader)
+        };
+        call(client, request, true, REQUEST_TIMEOUT, &still_leads)
     }
 }
 
@@ -172,11 +179,13 @@ fn from_propose_error(error: ProposeError) -> ExecuteFailure {
 /// Asks another node to execute a request as its leader. Used by nodes that forward, and by clerks.
 ///
 /// # Blocking
-/// Until the answer, or thirty seconds.
+/// Until the answer, the timeout, or until `is_wanted` is false.
 pub(crate) fn call(
     client: &Client,
     request: &Request,
     forwarded: bool,
+    timeout: Duration,
+    is_wanted: &dyn Fn() -> bool,
 ) -> Result<Vec<Reply>, ExecuteFailure> {
     let (client_id, seq) = match request.session {
         Some((client_id, seq)) => (Bytes::copy_from_slice(&client_id.to_be_bytes()), seq),
@@ -191,7 +200,8 @@ pub(crate) fn call(
         forwarded,
         deadline_ms: 0,
     });
-    let answer = client.call(Method::KV_EXECUTE, body, REQUEST_TIMEOUT, 0).map_err(from_rpc_error)?;
+    let answer =
+        client.call_while(Method::KV_EXECUTE, body, timeout, 0, is_wanted).map_err(from_rpc_error)?;
     let undecodable = || ExecuteFailure::Indefinite("the answer cannot be understood".into());
     let response: ExecuteResponse = proto::decode(answer).map_err(|_| undecodable())?;
     if let Some(error) = response.error {
