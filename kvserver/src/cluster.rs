@@ -100,11 +100,12 @@ pub fn supervise(
             Err(RecvTimeoutError::Timeout) => {}
             Ok(Event::Ended(id, status)) => {
                 let Some(node) = nodes.iter_mut().find(|node| node.id == id) else { continue };
+                let pause = node.ended();
                 if status.code() == Some(EXIT_PERMANENT) {
                     result = Err(SupervisorError::Permanent { id, status });
+                } else {
+                    log::warn!("node {id} ended ({status}); starting it again in {pause:?}");
                 }
-                let pause = node.ended();
-                log::warn!("node {id} ended ({status}); starting it again in {pause:?}");
             }
         }
     }

@@ -28,6 +28,22 @@ pub mod resp;
 pub mod session;
 pub mod store;
 
+/// The message of an error for people, with its causes. Most errors of this workspace already say what caused them; a
+/// cause is added only where the message lacks it.
+pub fn explain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let words = cause.to_string();
+        if !text.contains(&words) {
+            text += ": ";
+            text += &words;
+        }
+        next = cause.source();
+    }
+    text
+}
+
 /// Starts a concurrent activity. The one place where this crate does so.
 pub(crate) fn spawn<F>(name: impl Into<String>, body: F) -> std::io::Result<()>
 where

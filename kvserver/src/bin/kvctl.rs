@@ -13,6 +13,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use serde_json::{Value, json};
 use squall_kvserver::clerk::Clerk;
 use squall_kvserver::config::ClusterConfig;
+use squall_kvserver::explain;
 
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -86,7 +87,7 @@ fn main() -> ExitCode {
     match run(Arguments::parse()) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("kvctl: {error:#}");
+            eprintln!("kvctl: {}", explain(error.as_ref()));
             ExitCode::from(FAILED)
         }
     }
@@ -136,9 +137,10 @@ fn status(config: &ClusterConfig, as_json: bool) -> anyhow::Result<ExitCode> {
         .nodes
         .iter()
         .map(|node| {
-            get_json(node.admin_address(), "/status").unwrap_or_else(
-                |error| json!({ "node_id": node.id, "role": "unreachable", "error": format!("{error:#}") }),
-            )
+            get_json(node.admin_address(), "/status").unwrap_or_else(|error| {
+                let error = explain(error.as_ref());
+                json!({ "node_id": node.id, "role": "unreachable", "error": error })
+            })
         })
         .collect();
     if as_json {

@@ -13,6 +13,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use squall_kvserver::cluster::{self, EXIT_PERMANENT};
 use squall_kvserver::config::{ClusterConfig, ConfigError};
+use squall_kvserver::explain;
 use squall_kvserver::node::{self, Node, NodeError};
 
 const AFTER_HELP: &str = "\
@@ -91,7 +92,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("kvserver: {error:#}");
+            eprintln!("kvserver: {}", explain(error.as_ref()));
             let permanent = error.downcast_ref::<NodeError>().is_some_and(NodeError::is_permanent)
                 || error.downcast_ref::<ConfigError>().is_some()
                 || error.downcast_ref::<cluster::SupervisorError>().is_some();
