@@ -78,9 +78,13 @@ fn a_port_that_is_taken_is_named() {
     let cluster = Cluster::prepare(&[]);
     for address in [cluster.redis_address(1), cluster.admin_address(1), cluster.rpc_address(1)] {
         let _taken = TcpListener::bind(address).unwrap();
-        assert_refuses(&cluster, 1, &[&format!("node 1: cannot listen on {address}"), "is another process using the port?"]);
+        assert_refuses(
+            &cluster,
+            1,
+            &[&format!("node 1: cannot listen on {address}"), "is another process using the port?"],
+        );
         let (_, text) = cluster.run_node_to_its_end(1);
-        assert_eq!(text.matches("Address already in use").count(), 1, "said once: {text}");
+        assert_eq!(text.matches("in use").count(), 1, "said once: {text}");
     }
 }
 
@@ -253,7 +257,10 @@ fn what_is_over_a_limit_is_refused_and_the_connection_goes_on() {
         assert_eq!(redis.call(&["APPEND", &key, "y"]), over);
         assert_eq!(redis.call(&["STRLEN", &key]), Reply::Integer(1000));
         let long = "k".repeat(101);
-        assert_eq!(redis.call(&["GET", &long]), error("ERR key is 101 bytes, the limit is 100 (key_bytes_max)"));
+        assert_eq!(
+            redis.call(&["GET", &long]),
+            error("ERR key is 101 bytes, the limit is 100 (key_bytes_max)")
+        );
         assert_eq!(redis.call(&["GET"]), error("ERR wrong number of arguments for 'get' command"));
         assert_eq!(redis.call(&["SET", &key]), error("ERR wrong number of arguments for 'set' command"));
         let unknown = redis.call(&["NOSUCH", "a"]).text();
@@ -295,7 +302,10 @@ fn garbage_on_any_port_hurts_nobody_else() {
             pester(address, b"POST / HTTP/1.1\r\nHost: localhost\r\n\r\nset key\\ 0 changed\r\n");
             pester(address, b"*3\r\n$3\r\nSET\r\n$5\r\nkey 0\r\n$9\r\nhalf of a");
             // TLS, as a client that was told the wrong port would begin.
-            pester(address, &[b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".as_slice(), &garbage(506)].concat());
+            pester(
+                address,
+                &[b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".as_slice(), &garbage(506)].concat(),
+            );
         }
     }
     for (id, process) in cluster.ids().into_iter().zip(processes) {

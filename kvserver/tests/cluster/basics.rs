@@ -16,7 +16,11 @@ fn what_is_written_through_one_node_is_read_through_every_node() {
         let key = format!("from {writer}");
         assert_eq!(cluster.redis(writer).call(&["SET", &key, "value"]), Reply::ok());
         for reader in cluster.ids() {
-            assert_eq!(cluster.redis(reader).call(&["GET", &key]), Reply::bulk("value"), "{writer}, {reader}");
+            assert_eq!(
+                cluster.redis(reader).call(&["GET", &key]),
+                Reply::bulk("value"),
+                "{writer}, {reader}"
+            );
         }
     }
     cluster.wait_until_replicas_agree();
@@ -43,7 +47,14 @@ fn a_connection_to_any_node_takes_pipelines_inline_commands_and_select() {
         let key = format!("order {node}");
         let words = |line: &str| line.split(' ').map(str::to_owned).chain([key.clone()]).collect::<Vec<_>>();
         let replies = redis
-            .pipeline(&[words("INCR"), words("GET"), words("STRLEN"), words("INCR"), words("DEL"), words("GET")])
+            .pipeline(&[
+                words("INCR"),
+                words("GET"),
+                words("STRLEN"),
+                words("INCR"),
+                words("DEL"),
+                words("GET"),
+            ])
             .unwrap();
         let one = Reply::Integer(1);
         assert_eq!(replies, [one.clone(), Reply::bulk("1"), one.clone(), Reply::Integer(2), one, Reply::Nil]);
@@ -71,7 +82,10 @@ fn each_node_tells_its_part_in_the_cluster() {
 
         let (code, metrics) = http_get(cluster.admin_address(node), "/metrics").unwrap();
         assert_eq!(code, 200);
-        assert!(metrics.contains(&format!("squall_raft_is_leader {}\n", u8::from(node == leader))), "{metrics}");
+        assert!(
+            metrics.contains(&format!("squall_raft_is_leader {}\n", u8::from(node == leader))),
+            "{metrics}"
+        );
         let (code, fibers) = http_get(cluster.admin_address(node), "/fibers").unwrap();
         assert_eq!(code, 200);
         assert!(fibers.contains(&format!("raft-{node}-owner")), "{fibers}");
@@ -101,7 +115,8 @@ fn kvctl_does_what_it_says_and_its_exit_codes_tell_how_it_went() {
     let (code, json, _) = run(&["status", "--json"]);
     assert_eq!(code, Some(0));
     let status: serde_json::Value = serde_json::from_str(&json).unwrap();
-    let roles: Vec<_> = status.as_array().unwrap().iter().map(|node| node["role"].as_str().unwrap()).collect();
+    let roles: Vec<_> =
+        status.as_array().unwrap().iter().map(|node| node["role"].as_str().unwrap()).collect();
     assert_eq!(roles.iter().filter(|role| **role == "leader").count(), 1, "{roles:?}");
     assert_eq!(roles.iter().filter(|role| **role == "follower").count(), 2, "{roles:?}");
 

@@ -26,7 +26,7 @@ fn others(cluster: &Cluster, id: u64) -> Vec<u64> {
 fn a_supervised_leader_that_is_killed_again_and_again_loses_nothing() {
     let mut cluster = Cluster::start_supervised(&[PATIENT]);
     let load = Load::start(&cluster);
-    load.wait_for_rounds(&cluster.ids(), 20);
+    load.wait_for_rounds(&cluster.ids(), 100);
     for _ in 0..3 {
         let leader = cluster.wait_for_leader();
         let process = cluster.pid(leader);
@@ -35,7 +35,7 @@ fn a_supervised_leader_that_is_killed_again_and_again_loses_nothing() {
         eventually("the supervisor has started the node again", || {
             cluster.number(leader, "process_id").filter(|pid| *pid != process.as_raw() as u64)
         });
-        load.wait_for_rounds(&cluster.ids(), 20);
+        load.wait_for_rounds(&cluster.ids(), 100);
     }
     let record = load.stop();
     record.check(&cluster, &cluster.ids());
@@ -46,7 +46,7 @@ fn a_supervised_leader_that_is_killed_again_and_again_loses_nothing() {
 fn a_leader_that_stays_dead_is_replaced_and_catches_up_when_it_returns() {
     let mut cluster = Cluster::start(&[PATIENT]);
     let load = Load::start(&cluster);
-    load.wait_for_rounds(&cluster.ids(), 20);
+    load.wait_for_rounds(&cluster.ids(), 100);
     let dead = cluster.wait_for_leader();
     let survivors = others(&cluster, dead);
     cluster.kill_node(dead);

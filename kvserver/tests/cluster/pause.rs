@@ -10,6 +10,8 @@ use crate::harness::load::Load;
 use crate::harness::{Cluster, Reply};
 
 const PAUSE: Duration = Duration::from_secs(3);
+/// Far above what an election takes, and below the timeouts that would end the wait for a node that never answers.
+const RESUME_MAX: Duration = Duration::from_secs(8);
 
 /// Wakes the node also when the test fails, so that it can be ended.
 struct Frozen<'a> {
@@ -34,7 +36,7 @@ impl Drop for Frozen<'_> {
 fn a_leader_that_was_frozen_loses_nothing_and_answers_no_read_from_the_past() {
     let cluster = Cluster::start(&["no_leader_wait_ms=30000"]);
     let load = Load::start(&cluster);
-    load.wait_for_rounds(&cluster.ids(), 20);
+    load.wait_for_rounds(&cluster.ids(), 100);
     let old = cluster.wait_for_leader();
     let others: Vec<u64> = cluster.ids().into_iter().filter(|id| *id != old).collect();
     assert_eq!(cluster.redis(old).call(&["SET", "clock", "0"]), Reply::ok());
@@ -59,7 +61,7 @@ fn a_leader_that_was_frozen_loses_nothing_and_answers_no_read_from_the_past() {
             let _frozen = Frozen::new(&cluster, old);
             let resumed = load.wait_for_rounds(&others, 1);
             println!("writes through the other nodes resumed within {resumed:?}");
-            assert!(resumed < Duration::from_secs(20), "{resumed:?}");
+            assert!(resumed < RESUME_MAX, "{resumed:?}");
             thread::sleep(PAUSE.saturating_sub(resumed));
             load.wait_for_rounds(&others, 5);
             let mut other = cluster.redis(others[0]);
@@ -68,8 +70,11 @@ fn a_leader_that_was_frozen_loses_nothing_and_answers_no_read_from_the_past() {
             now
         };
         let seen: u64 = asleep.receive().unwrap().text().parse().unwrap();
-        assert!(seen >= at_freeze, "node {old} woke up and read {seen}, though {at_freeze} was acknowledged before");
-        load.wait_for_rounds(&cluster.ids(), 20);
+        assert!(
+            seen >= at_freeze,
+            "node {old} woke up and read {seen}, though {at_freeze} was acknowledged before"
+        );
+        load.wait_for_rounds(&cluster.ids(), 100);
         stopping.store(true, Ordering::SeqCst);
         let time = clock.join().unwrap();
         assert!(time > at_freeze);

@@ -29,7 +29,7 @@ fn a_cluster_that_is_killed_under_load_again_and_again_loses_nothing() {
     let mut cluster = Cluster::start(&[PATIENT]);
     let load = Load::start(&cluster);
     for _ in 0..4 {
-        load.wait_for_rounds(&cluster.ids(), 20);
+        load.wait_for_rounds(&cluster.ids(), 100);
         kill_all(&mut cluster);
         start_all(&mut cluster);
     }
@@ -42,7 +42,7 @@ fn a_cluster_that_is_killed_under_load_again_and_again_loses_nothing() {
 fn a_cluster_that_is_stopped_under_load_loses_nothing() {
     let mut cluster = Cluster::start(&[PATIENT]);
     let load = Load::start(&cluster);
-    load.wait_for_rounds(&cluster.ids(), 20);
+    load.wait_for_rounds(&cluster.ids(), 100);
     for id in cluster.ids() {
         assert_eq!(cluster.stop_node(id).code(), Some(0), "node {id}");
     }
@@ -105,7 +105,8 @@ fn snapshots_cut_the_log_and_bring_back_a_node_that_was_away_for_long() {
     cluster.wait_until_replicas_agree();
     check(&cluster);
     eventually("the log stays short", || {
-        let bytes: Option<Vec<u64>> = cluster.ids().into_iter().map(|id| cluster.number(id, "log_bytes")).collect();
+        let bytes: Option<Vec<u64>> =
+            cluster.ids().into_iter().map(|id| cluster.number(id, "log_bytes")).collect();
         bytes?.iter().all(|bytes| *bytes < 64 * LOG_BYTES).then_some(())
     });
 }

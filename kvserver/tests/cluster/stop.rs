@@ -45,6 +45,7 @@ fn a_node_that_cannot_run_stops_the_cluster_with_a_message() {
     let address = cluster.redis_address(2).to_string();
     assert!(log.contains(&format!("node 2: cannot listen on {address}")), "{log}");
     assert!(log.contains("node 2 cannot run"), "{log}");
+    assert!(!log.contains("starting it again"), "{log}");
     for id in cluster.ids() {
         assert!(cluster.status(id).is_none(), "node {id} still runs");
     }

@@ -229,7 +229,11 @@ impl Journal {
         };
         for (round, value) in self.acknowledged.iter().zip(values(&self.acknowledged)) {
             let key = self.key(*round);
-            assert_eq!(value, Reply::bulk(round.to_string()), "node {node} lost {key}, which was acknowledged");
+            assert_eq!(
+                value,
+                Reply::bulk(round.to_string()),
+                "node {node} lost {key}, which was acknowledged"
+            );
         }
         for (round, value) in self.refused.iter().zip(values(&self.refused)) {
             assert_eq!(value, Reply::Nil, "node {node} has {}, which was refused", self.key(*round));

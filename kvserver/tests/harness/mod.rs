@@ -63,8 +63,7 @@ impl Cluster {
         let free = free_ports(9);
         let ports: Vec<Ports> =
             free.chunks(3).map(|free| Ports { rpc: free[0], redis: free[1], admin: free[2] }).collect();
-        let cluster =
-            Cluster { ports, nodes: BTreeMap::new(), supervisor: None, dir, _turn: turn };
+        let cluster = Cluster { ports, nodes: BTreeMap::new(), supervisor: None, dir, _turn: turn };
         cluster.write_config(ip, settings);
         cluster
     }
@@ -195,7 +194,8 @@ impl Cluster {
     /// The leader, if one is known to be.
     pub fn leader(&self) -> Option<u64> {
         let statuses = self.ids().into_iter().filter_map(|id| Some((id, self.status(id)?)));
-        let (id, newest) = statuses.max_by_key(|(_, status)| (status["term"].as_u64(), status["role"] == "leader"))?;
+        let (id, newest) =
+            statuses.max_by_key(|(_, status)| (status["term"].as_u64(), status["role"] == "leader"))?;
         (newest["role"] == "leader").then_some(id)
     }
 
@@ -329,7 +329,8 @@ static TURNS: (Mutex<usize>, Condvar) = (Mutex::new(CLUSTERS_MAX), Condvar::new(
 impl Turn {
     fn take() -> Turn {
         let turns = TURNS.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut turns = TURNS.1.wait_while(turns, |turns| *turns == 0).unwrap_or_else(PoisonError::into_inner);
+        let mut turns =
+            TURNS.1.wait_while(turns, |turns| *turns == 0).unwrap_or_else(PoisonError::into_inner);
         *turns -= 1;
         Turn
     }
@@ -347,7 +348,8 @@ pub fn free_ports(count: usize) -> Vec<u16> {
     static NEXT: Mutex<Option<u16>> = Mutex::new(None);
     let mut next = NEXT.lock().unwrap_or_else(PoisonError::into_inner);
     // Test programs that run at the same time begin at different places.
-    let mut port = next.unwrap_or_else(|| PORTS.start + (std::process::id() % u32::from(PORTS.end - PORTS.start)) as u16);
+    let mut port = next
+        .unwrap_or_else(|| PORTS.start + (std::process::id() % u32::from(PORTS.end - PORTS.start)) as u16);
     let mut held = Vec::new();
     while held.len() < count {
         port = if port + 1 < PORTS.end { port + 1 } else { PORTS.start };
@@ -387,7 +389,8 @@ fn children_of(parent: u32) -> Vec<Pid> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         stat.rsplit(')').next()?.split_whitespace().nth(1)?.parse().ok()
     };
-    let pids = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let pids =
+        fs::read_dir("/proc").unwrap().filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
     pids.filter(|pid| parent_of(*pid) == Some(parent)).map(Pid::from_raw).collect()
 }
 
