@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
+use squall_rpc::frame::Kind;
 use squall_rpc::{
     Client, ClientConfig, CloseReason, Method, RpcError, RpcMetrics, Server, ServerConfig, StatusCode,
 };
@@ -93,6 +94,23 @@ fn a_call_that_is_not_wanted_any_more_is_given_up_and_the_connection_goes_on() {
     handler.open();
     eventually("the late answer is dropped", || client.metrics().answers_late.load(Ordering::Relaxed) == 1);
     assert_eq!(server.metrics().connections_opened.load(Ordering::Relaxed), 1);
+}
+
+#[test]
+fn a_call_that_expires_in_the_queue_is_never_sent() {
+    let listener = TcpListener::bind(loopback()).expect("a free port");
+    let addr = listener.local_addr().expect("bound");
+    let config = ClientConfig { handshake_timeout: PATIENCE, ..ClientConfig::default() };
+    let client = Client::new(addr, config, node(2)).expect("valid settings");
+    let expired = client.call(ECHO, "late".into(), Duration::from_millis(50), 0);
+    assert_eq!(expired, Err(RpcError::DeadlineExceeded { sent: false }));
+    client.notify(ECHO, "next".into()).expect("queued");
+
+    let mut peer = RawPeer::new(listener.accept().expect("a client").0);
+    assert_eq!(peer.receive().0.kind, Kind::Hello);
+    peer.send(&hello_of(node(1)));
+    let (header, body) = peer.receive();
+    assert_eq!((header.kind, body), (Kind::OneWay, "next".into()));
 }
 
 #[test]
