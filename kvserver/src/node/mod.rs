@@ -148,8 +148,13 @@ impl Node {
         let dir = data_dir.join(format!("node-{id}"));
         let data_error = |source| NodeError::Data { id, dir: dir.clone(), source };
         let identity = Identity { cluster_id, node_id: id };
-        let storage = Storage::open(&dir, identity, WalOptions::default(), SnapshotOptions::default())
-            .map_err(data_error)?;
+        let storage = Storage::open(
+            &dir,
+            identity,
+            wal_options(settings.snapshot_log_bytes),
+            SnapshotOptions::default(),
+        )
+        .map_err(data_error)?;
         let gauges = Arc::new(Gauges::default());
         let options = MachineOptions { hash_key: settings.cluster_id, sessions: SessionLimits::DEFAULT };
         let machine = ReplicatedMachine::new(options, gauges.clone());
@@ -270,6 +275,12 @@ fn client_config(body_bytes_max: usize, metrics: &Arc<RpcMetrics>) -> ClientConf
     }
 }
 
+/// The log is cut by whole segments, so they must be small against what it may grow to before a snapshot lets it be cut.
+fn wal_options(snapshot_log_bytes: u64) -> WalOptions {
+    let options = WalOptions::default();
+    WalOptions { segment_bytes: (snapshot_log_bytes / 4).min(options.segment_bytes), ..options }
+}
+
 fn group_config(config: &ClusterConfig, id: NodeId, command_bytes_max: usize) -> GroupConfig {
     let settings = &config.settings;
     // Two ticks to a heartbeat, so that rounding an election timeout to ticks costs little.
@@ -282,12 +293,15 @@ fn group_config(config: &ClusterConfig, id: NodeId, command_bytes_max: usize) ->
         append_bytes_max: APPEND_BYTES_MAX,
         ..squall_raft::core::Config::new(id, voters)
     };
+    let defaults = GroupConfig::new(raft);
     GroupConfig {
         tick: Duration::from_millis(tick_ms),
         command_bytes_max,
         proposal_bytes_max: 4 * command_bytes_max,
         snapshot_log_bytes: settings.snapshot_log_bytes,
-        ..GroupConfig::new(raft)
+        // Who wants a short log wants no long rest of it, either.
+        log_keep_bytes: settings.snapshot_log_bytes.min(defaults.log_keep_bytes),
+        ..defaults
     }
 }
 

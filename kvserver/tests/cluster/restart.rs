@@ -107,6 +107,6 @@ fn snapshots_cut_the_log_and_bring_back_a_node_that_was_away_for_long() {
     eventually("the log stays short", || {
         let bytes: Option<Vec<u64>> =
             cluster.ids().into_iter().map(|id| cluster.number(id, "log_bytes")).collect();
-        bytes?.iter().all(|bytes| *bytes < 64 * LOG_BYTES).then_some(())
+        bytes?.iter().all(|bytes| *bytes < 8 * LOG_BYTES).then_some(())
     });
 }
