@@ -255,8 +255,11 @@ impl Inner {
 
     /// Switches to the worker.
     ///
+    /// Inlined into its callers, down to the API: each return above a switch is one that the processor predicts wrongly.
+    ///
     /// # Safety
     /// Called by the fiber itself.
+    #[inline(always)]
     unsafe fn suspend(&self, how: Suspend) {
         let yielder = self.yielder.get().expect("a running fiber has set its yielder");
         // SAFETY: the yielder lives at the bottom of the fiber's own stack, as long as the fiber runs.
@@ -266,11 +269,13 @@ impl Inner {
             return;
         }
         // errno is the worker's: other fibers change it before this one continues.
+        // SAFETY: only asks for the address.
+        let errno = unsafe { libc::__errno_location() };
         // SAFETY: errno's address is valid for the thread, and a shared-TLS fiber stays on its thread.
-        let saved = unsafe { *libc::__errno_location() };
+        let saved = unsafe { *errno };
         yielder.suspend(how);
         // SAFETY: as above.
-        unsafe { *libc::__errno_location() = saved };
+        unsafe { *errno = saved };
     }
 
     /// The function at the bottom of every fiber's stack.
@@ -409,7 +414,8 @@ impl<'a> Current<'a> {
         inner.wait_detail.store(detail, Ordering::Relaxed);
         // Only the fiber itself leaves the running state, so nobody else writes the word now.
         let generation = (inner.state.load(Ordering::Relaxed) >> GENERATION_SHIFT) + 1;
-        inner.state.store((generation << GENERATION_SHIFT) | WAITING, Ordering::SeqCst);
+        // Whoever gets a waker of this wait gets it after this store, and by a hand-over that orders the two.
+        inner.state.store((generation << GENERATION_SHIFT) | WAITING, Ordering::Release);
         Wait { current: self, generation }
     }
 
@@ -417,6 +423,7 @@ impl<'a> Current<'a> {
     ///
     /// # Blocking
     /// Suspends the fiber.
+    #[inline]
     pub fn yield_now(self) {
         // SAFETY: `Current` exists only inside the fiber that it names.
         unsafe { self.inner.suspend(Suspend::Yield) };
@@ -435,7 +442,8 @@ impl<'a> Current<'a> {
         } else {
             wait.block(deadline);
         }
-        inner.park_generation.store(0, Ordering::SeqCst);
+        // An unpark that still reads it wakes a wait that is over, which does nothing.
+        inner.park_generation.store(0, Ordering::Relaxed);
         // A swap, not a store: taking a token away means seeing what its giver wrote before.
         inner.unpark_token.swap(false, Ordering::SeqCst);
     }

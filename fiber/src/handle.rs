@@ -172,6 +172,7 @@ pub fn current() -> Option<Fiber> {
 ///
 /// # Blocking
 /// Suspends the fiber.
+#[inline]
 pub fn yield_now() {
     with_current(|current| match current {
         Some(current) if current.may_suspend() => current.yield_now(),

@@ -11,6 +11,7 @@ use crate::tls;
 use crate::worker::Worker;
 use core::any::Any;
 use core::fmt;
+use core::hash::{BuildHasherDefault, Hasher};
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -66,11 +67,29 @@ pub(crate) struct Shared {
     injected: Lock<VecDeque<Arc<Inner>>>,
     injected_len: AtomicUsize,
     /// Every fiber that has been spawned and has not ended. It is what keeps a parked fiber's memory.
-    live: Lock<HashMap<u64, Arc<Inner>>>,
+    live: Lock<HashMap<u64, Arc<Inner>, BuildHasherDefault<IdHasher>>>,
     /// How many of those there are, plus the holds; plus `CLOSED` once a worker has found none after `stop`.
     live_count: AtomicUsize,
     stopping: AtomicBool,
     stopped: Completion,
+}
+
+/// Hashes a fiber's id. The ids are our own and consecutive, so one multiplication (Fibonacci hashing) spreads them.
+#[derive(Default)]
+struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("an id is a u64");
+    }
+
+    fn write_u64(&mut self, id: u64) {
+        self.0 = id.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 impl Shared {
@@ -247,7 +266,7 @@ impl Scheduler {
             extension: config.extension,
             injected: Lock::new(VecDeque::new()),
             injected_len: AtomicUsize::new(0),
-            live: Lock::new(HashMap::new()),
+            live: Lock::new(HashMap::default()),
             live_count: AtomicUsize::new(0),
             stopping: AtomicBool::new(false),
             stopped: Completion::new(),

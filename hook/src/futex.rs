@@ -4,8 +4,9 @@
 //! fiber or a thread, first wakes fibers from the table and passes what is left of its count to the kernel, for threads.
 //!
 //! Why no wake-up is lost. The waiter announces itself in its bucket's counter and then, under the bucket's lock, compares
-//! the word and enters the queue. The waker has changed the word before it reads the counter. Both sides have a full fence
-//! between their write and their read, so either the waker sees the counter or the waiter sees the new word.
+//! the word and enters the queue. The waker has changed the word before it reads the counter. Both sides keep their write before
+//! their read, the waiter by sequentially consistent operations on both, the waker, whose write is the caller's, by a fence; so
+//! either the waker sees the counter or the waiter sees the new word.
 
 use crate::errno::{Errno, Result, check};
 use crate::real;
@@ -53,7 +54,6 @@ pub(crate) fn wait(
     let address = word.as_ptr() as usize;
     let bucket = bucket(address);
     bucket.announced.fetch_add(1, Ordering::SeqCst);
-    fence(Ordering::SeqCst);
     let outcome = {
         let mut queue = bucket.queue.lock();
         if word.load(Ordering::SeqCst) == expected {
