@@ -568,9 +568,6 @@ impl Connection {
         if let Some(reason) = calls.ended {
             return Err(reason);
         }
-        if calls.going_away {
-            return Err(GOING_AWAY);
-        }
         // Ids come round after 4 billion calls; one that is still waiting by then keeps its own, and 0 means
         // none.
         let mut stream = calls.last_stream.wrapping_add(1);

@@ -147,7 +147,11 @@ fn one_connection_too_many_is_refused() {
 
 #[test]
 fn a_stranger_that_never_introduces_itself_is_dropped() {
-    let config = ServerConfig { handshake_timeout: Duration::from_millis(50), ..ServerConfig::default() };
+    let config = ServerConfig {
+        handshake_timeout: Duration::from_millis(50),
+        idle_timeout: 10 * PATIENCE,
+        ..ServerConfig::default()
+    };
     let (server, _) = serve(config);
     // One says nothing; the other trickles, which must not extend its time.
     let mut silent = RawPeer::connect(server.local_addr());
