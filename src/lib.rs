@@ -44,6 +44,8 @@
 //! - A fiber that computes without ever waiting keeps its worker: [`yield_now`] now and then.
 //! - Calls that libc makes inside itself (stdio on `FILE *`, for one) are not hooked.
 
+#![forbid(unsafe_code)]
+
 pub use squall_fiber::{
     Builder, Fiber, FiberInfo, GuardMethod, JoinHandle, Scope, ScopedJoinHandle, Tls, WaitKind, current,
     fibers, park, park_timeout, scope, sleep, spawn, yield_now,

@@ -223,20 +223,18 @@ fn unsafe_is_written_in_the_runtime_only() {
         for (path, code) in &scanned {
             assert!(!words(code).contains("unsafe"), "{}: `unsafe`", path.display());
         }
-        // The compiler holds the server's crates to it, whatever macros may expand to.
+        // The compiler holds them to it, whatever macros may expand to.
         let library = root().join(member).join("src/lib.rs");
-        if SERVER.contains(&member.as_str()) {
-            let binaries = scanned.iter().filter(|(path, _)| {
-                path.file_name().is_some_and(|name| name == "main.rs")
-                    || path.parent().is_some_and(|folder| folder.ends_with("bin"))
-            });
-            for path in binaries.map(|(path, _)| path).chain([&library]) {
-                assert!(
-                    read(path).contains("\n#![forbid(unsafe_code)]\n"),
-                    "{} does not forbid it",
-                    path.display()
-                );
-            }
+        let binaries = scanned.iter().filter(|(path, _)| {
+            path.file_name().is_some_and(|name| name == "main.rs")
+                || path.parent().is_some_and(|folder| folder.ends_with("bin"))
+        });
+        for path in binaries.map(|(path, _)| path).chain([&library]) {
+            assert!(
+                read(path).contains("\n#![forbid(unsafe_code)]\n"),
+                "{} does not forbid it",
+                path.display()
+            );
         }
     }
 }

@@ -1,6 +1,8 @@
 //! A CPU stress: threads that make, sort and check random numbers. It measures the machine, not the runtime, and is what the profiler
 //! is tried on first.
 
+#![forbid(unsafe_code)]
+
 use clap::Parser;
 use std::hint::black_box;
 use std::thread;

@@ -1,6 +1,8 @@
 //! Shows that sleeping fibers share one worker thread: prints the milestones of a scheduler's life and then one line whenever one of
 //! two sleepers wakes.
 
+#![forbid(unsafe_code)]
+
 use clap::Parser;
 use squall::IoManager;
 use std::thread;

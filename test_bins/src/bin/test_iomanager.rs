@@ -1,5 +1,7 @@
 //! Shows events by callback: a non-blocking connect, and what happens when the socket becomes writable.
 
+#![forbid(unsafe_code)]
+
 use anyhow::Context;
 use clap::Parser;
 use socket2::{Domain, Socket, Type};

@@ -1,5 +1,7 @@
 //! Shows the scheduler: fibers that yield to each other on several workers, and a check that each of them ran to its end.
 
+#![forbid(unsafe_code)]
+
 use clap::Parser;
 use squall::IoManager;
 use std::sync::Arc;
