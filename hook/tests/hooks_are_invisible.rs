@@ -223,6 +223,28 @@ fn o_nonblock_as_the_user_set_it_is_honoured_also_through_a_duplicate() {
 }
 
 #[test]
+fn settings_that_change_between_two_waits_are_noticed_also_through_a_duplicate() {
+    differ(true, |notes| {
+        let (mut client, mut server) = tcp_pair();
+        let copy = server.try_clone().unwrap();
+        let writer = companion(move || {
+            thread::sleep(PAUSE);
+            client.write_all(b"a").unwrap();
+            thread::sleep(PAUSE * 20);
+        });
+        kind(notes, "waits for ever", server.read(&mut [0; 8]));
+        copy.set_read_timeout(Some(PAUSE)).unwrap();
+        kind(notes, "times out", server.read(&mut [0; 8]));
+        copy.set_nonblocking(true).unwrap();
+        kind(notes, "does not wait", server.read(&mut [0; 8]));
+        copy.set_nonblocking(false).unwrap();
+        copy.set_read_timeout(None).unwrap();
+        kind(notes, "waits for ever again", server.read(&mut [0; 8]));
+        writer();
+    });
+}
+
+#[test]
 fn a_listener_that_was_waited_on_does_not_show_o_nonblock() {
     differ(true, |notes| {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -130,6 +130,8 @@ pub struct Slot {
     edges: [AtomicU32; 2],
     /// For the hook layer: what kind of thing the descriptor is. 0 means "not looked at yet".
     note: AtomicU32,
+    /// For the hook layer, per direction: since which epoch of settings a wait is known to be without conditions. 0 is never.
+    unconditional_since: [AtomicU32; 2],
     state: Lock<State>,
 }
 
@@ -171,6 +173,7 @@ fn allocate_chunk(chunk: &AtomicPtr<Slot>, first_fd: usize) -> *mut Slot {
             fd: fd as RawFd,
             edges: [AtomicU32::new(0), AtomicU32::new(0)],
             note: AtomicU32::new(0),
+            unconditional_since: [AtomicU32::new(0), AtomicU32::new(0)],
             state: Lock::new(State::default()),
         })
         .collect();
@@ -202,6 +205,17 @@ impl Slot {
     /// Sets the note.
     pub fn set_note(&self, note: u32) {
         self.note.store(note, Ordering::Relaxed);
+    }
+
+    /// The epoch last given to [`Slot::set_unconditional_since`]; 0 after the descriptor was closed or made anew.
+    #[inline]
+    pub fn unconditional_since(&self, direction: Direction) -> u32 {
+        self.unconditional_since[direction as usize].load(Ordering::Relaxed)
+    }
+
+    /// Remembers for the hook layer that, as of an epoch of its own, whoever waits in this direction waits without a condition.
+    pub fn set_unconditional_since(&self, direction: Direction, epoch: u32) {
+        self.unconditional_since[direction as usize].store(epoch, Ordering::Relaxed);
     }
 
     /// Waits until an edge comes after `seen_edges`, or the deadline passes, or the descriptor is closed.
@@ -350,6 +364,7 @@ impl Slot {
         let waiters = {
             let mut state = self.state.lock();
             self.note.store(0, Ordering::Relaxed);
+            self.unconditional_since.iter().for_each(|since| since.store(0, Ordering::Relaxed));
             if state.registered_with.is_none() {
                 return;
             }

@@ -1,5 +1,6 @@
 //! `fcntl`: duplicates inherit what is known, and a hidden O_NONBLOCK does not show.
 
+use super::wait::settings_changed;
 use super::{forget, listener};
 use crate::errno::{Result, check_int};
 use crate::real;
@@ -18,7 +19,9 @@ pub(crate) fn control(fd: RawFd, command: c_int, argument: c_ulong) -> Result<c_
         libc::F_SETFL => {
             let wanted = argument as c_int;
             let keep = listener::user_sets_nonblocking(fd, (wanted & libc::O_NONBLOCK) != 0);
-            call(if keep { wanted | libc::O_NONBLOCK } else { wanted } as c_ulong)
+            let answer = call(if keep { wanted | libc::O_NONBLOCK } else { wanted } as c_ulong);
+            settings_changed();
+            answer
         }
         _ => call(argument),
     }

@@ -3,7 +3,7 @@
 //! The kernel is the only record of a descriptor's settings. Sockets are tried with `MSG_DONTWAIT`, pipes and the like with
 //! `RWF_NOWAIT`: neither touches O_NONBLOCK, which belongs to the open file and is shared with duplicates, children and whoever
 //! was sent the descriptor. Only when a call would block is the kernel asked whether the user wants that (O_NONBLOCK) and for
-//! how long (SO_RCVTIMEO, SO_SNDTIMEO). So nothing can be out of date, whatever a descriptor went through before.
+//! how long (SO_RCVTIMEO, SO_SNDTIMEO); the answer is remembered as long as it cannot be out of date (see `wait.rs`).
 //!
 //! `accept` alone has no such flag: see [`listener`].
 
@@ -14,7 +14,7 @@ mod kind;
 pub(crate) mod listener;
 mod poll;
 mod socket;
-mod wait;
+pub(crate) mod wait;
 
 use crate::errno::{Result, check_int};
 use crate::os::{AddressMut, Buffer, BufferMut, Os, PollEntry};

@@ -1,7 +1,12 @@
 //! The loop that all calls share: try, and if that would block, ask the kernel whether and how long the user wants to wait.
+//!
+//! The usual answer, "for ever", is remembered for the descriptor until anything in the process changes O_NONBLOCK or a timeout of any
+//! descriptor: duplicates share these settings, so a change through one is a change of others that nobody can name. All
+//! descriptors are asked about again then; that costs two system calls each, once.
 
 use crate::errno::{Errno, Result, check_int};
 use crate::real;
+use core::sync::atomic::{AtomicU32, Ordering};
 use squall_fiber::Wake;
 use squall_iomanager::descriptor::{Direction, Slot};
 use std::os::fd::RawFd;
@@ -37,6 +42,26 @@ impl Waiting {
         Self { fd, direction, deadline: None }
     }
 
+    /// Until when the user wants to wait.
+    ///
+    /// # Errors
+    /// `EAGAIN` if not at all.
+    fn ask(&self, slot: &Slot) -> Result<Option<Instant>> {
+        // Read before asking: a change in between leaves an old epoch behind, and the next wait asks again.
+        let epoch = SETTINGS_EPOCH.load(Ordering::Acquire);
+        if slot.unconditional_since(self.direction) == epoch {
+            return Ok(None);
+        }
+        if is_nonblocking(self.fd)? {
+            return Err(Errno::AGAIN);
+        }
+        let timeout = timeout(self.fd, self.direction);
+        if timeout.is_none() {
+            slot.set_unconditional_since(self.direction, epoch);
+        }
+        Ok(timeout.map(|timeout| Instant::now() + timeout))
+    }
+
     /// Waits for an edge after `seen_edges`.
     ///
     /// # Errors
@@ -44,14 +69,7 @@ impl Waiting {
     pub(crate) fn wait(&mut self, slot: &Slot, seen_edges: u32) -> Result<()> {
         let deadline = match self.deadline {
             Some(deadline) => deadline,
-            None => {
-                if is_nonblocking(self.fd)? {
-                    return Err(Errno::AGAIN);
-                }
-                *self
-                    .deadline
-                    .insert(timeout(self.fd, self.direction).map(|timeout| Instant::now() + timeout))
-            }
+            None => *self.deadline.insert(self.ask(slot)?),
         };
         match slot.wait(self.direction, seen_edges, deadline) {
             Ok(Wake::Ready) => Ok(()),
@@ -59,6 +77,17 @@ impl Waiting {
             Ok(Wake::Closed) => Err(Errno::BADF),
             Err(error) => Err(Errno(error.raw_os_error().unwrap_or(libc::EIO))),
         }
+    }
+}
+
+/// Counts the changes of settings that decide how a call waits. Never 0.
+static SETTINGS_EPOCH: AtomicU32 = AtomicU32::new(1);
+
+/// To be called after O_NONBLOCK or a timeout of some descriptor was changed.
+pub(crate) fn settings_changed() {
+    if SETTINGS_EPOCH.fetch_add(1, Ordering::Release) == u32::MAX {
+        // 0 means "never asked".
+        SETTINGS_EPOCH.fetch_add(1, Ordering::Release);
     }
 }
 

@@ -4,6 +4,7 @@ use crate::errno::answer_int;
 use crate::os::in_fiber_or;
 use crate::real;
 use crate::real_os::control::{control, note_duplicate};
+use crate::real_os::wait::settings_changed;
 use crate::real_os::{self, forget, listener};
 use core::ffi::{c_int, c_ulong, c_void};
 
@@ -87,7 +88,9 @@ unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_void) -
         let wanted = unsafe { *argument.cast::<c_int>() } != 0;
         let mut kernel = c_int::from(listener::user_sets_nonblocking(fd, wanted));
         // SAFETY: as above.
-        return unsafe { real::ioctl(fd, request, (&raw mut kernel).cast()) };
+        let result = unsafe { real::ioctl(fd, request, (&raw mut kernel).cast()) };
+        settings_changed();
+        return result;
     }
     // SAFETY: the caller's own arguments.
     unsafe { real::ioctl(fd, request, argument) }

@@ -3,6 +3,7 @@
 use crate::errno::{Errno, answer_int, answer_size};
 use crate::os::{AddressMut, Buffer, BufferMut, in_fiber_or};
 use crate::real;
+use crate::real_os::wait::settings_changed;
 use crate::real_os::{forget, listener};
 use core::ffi::{c_int, c_void};
 use libc::{msghdr, size_t, sockaddr, socklen_t, ssize_t};
@@ -188,7 +189,11 @@ unsafe extern "C" fn setsockopt(
     value: *const c_void,
     length: socklen_t,
 ) -> c_int {
-    // As above.
+    // As above, but what was remembered of timeouts is out of date.
     // SAFETY: the caller's own arguments.
-    unsafe { real::setsockopt(fd, level, option, value, length) }
+    let result = unsafe { real::setsockopt(fd, level, option, value, length) };
+    if level == libc::SOL_SOCKET && matches!(option, libc::SO_RCVTIMEO | libc::SO_SNDTIMEO) {
+        settings_changed();
+    }
+    result
 }
