@@ -181,6 +181,23 @@ pub trait Os: Send + Sync {
         entries: &mut [PollEntry],
         timeout: Option<Duration>,
     ) -> Result<usize>;
+    /// `epoll_wait`; no timeout means for ever.
+    fn wait_events(
+        &self,
+        current: Current<'_>,
+        epoll: RawFd,
+        events: &mut [MaybeUninit<libc::epoll_event>],
+        timeout: Option<Duration>,
+    ) -> Result<usize>;
+    /// `sendfile`: from where `input` stands, or from `offset`, which is moved on.
+    fn send_file(
+        &self,
+        current: Current<'_>,
+        out: RawFd,
+        input: RawFd,
+        offset: Option<&mut i64>,
+        count: usize,
+    ) -> Result<usize>;
     /// `fcntl`: duplicates, flags, and whether a descriptor is open at all.
     fn control(&self, current: Current<'_>, fd: RawFd, command: c_int, argument: c_ulong) -> Result<c_int>;
     /// `close`.

@@ -695,3 +695,204 @@ fn two_thousand_connections_are_served_on_one_worker() {
     });
     server.join().unwrap();
 }
+
+#[test]
+fn epoll_waits_reports_and_times_out() {
+    differ(true, |notes| {
+        let (mut client, mut server) = tcp_pair();
+        // SAFETY: no memory is involved; the descriptor is new.
+        let epoll = unsafe { OwnedFd::from_raw_fd(libc::epoll_create1(libc::EPOLL_CLOEXEC)) };
+        let mut interest = libc::epoll_event { events: libc::EPOLLIN as u32, u64: 77 };
+        // SAFETY: one live event.
+        unsafe {
+            libc::epoll_ctl(epoll.as_raw_fd(), libc::EPOLL_CTL_ADD, server.as_raw_fd(), &mut interest);
+        }
+        let wait = |notes: &mut Notes, capacity: i32, timeout_ms| {
+            let mut events = [libc::epoll_event { events: 0, u64: 0 }; 4];
+            // SAFETY: room for four events, and the capacity is at most that.
+            let count =
+                unsafe { libc::epoll_wait(epoll.as_raw_fd(), events.as_mut_ptr(), capacity, timeout_ms) };
+            raw(notes, "epoll_wait", count);
+            let (bits, data) = (events[0].events, events[0].u64);
+            notes.push(format!("{bits} {data}"));
+        };
+        wait(notes, 4, 20);
+        wait(notes, 0, 20);
+        let writer = companion(move || {
+            thread::sleep(PAUSE);
+            client.write_all(b"x").unwrap();
+            thread::sleep(PAUSE * 2);
+            client.write_all(b"y").unwrap();
+            thread::sleep(PAUSE * 2);
+        });
+        wait(notes, 4, -1);
+        // Level-triggered: what was not read is reported again, at once.
+        wait(notes, 4, -1);
+        server.read_exact(&mut [0]).unwrap();
+        wait(notes, 4, 5000);
+        server.read_exact(&mut [0]).unwrap();
+        wait(notes, 4, 5000);
+        kind(notes, "the end", server.read(&mut [0]));
+        writer();
+        // SAFETY: one live event; a bad descriptor is an error.
+        raw(notes, "bad", unsafe { libc::epoll_wait(999_999, &mut interest, 1, 5) });
+    });
+}
+
+#[test]
+fn select_waits_reports_and_times_out() {
+    differ(true, |notes| {
+        let (mut client, server) = tcp_pair();
+        let (idle, _idle_writer) = std::io::pipe().unwrap();
+        let select = |notes: &mut Notes, fds: &[RawFd], timeout_ms: Option<i64>| {
+            // SAFETY: the sets are live, and the descriptors below FD_SETSIZE.
+            unsafe {
+                let mut read: libc::fd_set = std::mem::zeroed();
+                fds.iter().for_each(|fd| libc::FD_SET(*fd, &mut read));
+                let mut time =
+                    timeout_ms.map(|ms| libc::timeval { tv_sec: ms / 1000, tv_usec: ms % 1000 * 1000 });
+                let time = time.as_mut().map_or(std::ptr::null_mut(), |time| time as *mut _);
+                let (none, limit) = (std::ptr::null_mut(), fds.iter().max().unwrap() + 1);
+                raw(notes, "select", libc::select(limit, &mut read, none, none, time));
+                notes.push(format!(
+                    "{:?}",
+                    fds.iter().map(|fd| libc::FD_ISSET(*fd, &read)).collect::<Vec<_>>()
+                ));
+            }
+        };
+        let fds = [server.as_raw_fd(), idle.as_raw_fd()];
+        select(notes, &fds, Some(20));
+        let writer = companion(move || {
+            thread::sleep(PAUSE);
+            client.write_all(b"x").unwrap();
+            thread::sleep(PAUSE);
+        });
+        select(notes, &fds, None);
+        writer();
+    });
+}
+
+#[test]
+fn sendfile_sends_all_that_is_there() {
+    differ(true, |notes| {
+        let mut file = tempfile::tempfile().unwrap();
+        let content: Vec<u8> = (0..4_000_000u32).map(|n| (n % 251) as u8).collect();
+        file.write_all(&content).unwrap();
+        let (client, mut server) = tcp_pair();
+        let reader = companion(move || {
+            let mut received = Vec::new();
+            let mut buffer = vec![0; 100_000];
+            loop {
+                thread::sleep(Duration::from_micros(200));
+                match server.read(&mut buffer).unwrap() {
+                    0 => break,
+                    count => received.extend_from_slice(&buffer[..count]),
+                }
+            }
+            assert_eq!(received.len(), 3_999_000 + 1000);
+            assert!(received[..3_999_000] == content[1000..] && received[3_999_000..] == content[..1000]);
+        });
+        let mut offset = 1000i64;
+        let send = |offset: &mut i64, count| {
+            // SAFETY: the offset is live.
+            unsafe { libc::sendfile(client.as_raw_fd(), file.as_raw_fd(), offset, count) }
+        };
+        raw(notes, "to the end", send(&mut offset, 5_000_000) as i64);
+        notes.push(format!("{offset}"));
+        raw(notes, "at the end", send(&mut offset, 10) as i64);
+        let mut offset = 0;
+        raw(notes, "the start", send(&mut offset, 1000) as i64);
+        drop(client);
+        reader();
+    });
+}
+
+#[test]
+fn several_datagrams_in_one_call() {
+    differ(true, |notes| {
+        let a = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let b = UdpSocket::bind("127.0.0.1:0").unwrap();
+        a.connect(b.local_addr().unwrap()).unwrap();
+        let sender = companion(move || {
+            thread::sleep(PAUSE);
+            let mut pieces = [*b"one..", *b"two..", *b"three"];
+            let mut vectors: Vec<libc::iovec> = pieces
+                .iter_mut()
+                .map(|piece| libc::iovec { iov_base: piece.as_mut_ptr().cast(), iov_len: piece.len() })
+                .collect();
+            let mut messages = messages(&mut vectors);
+            // SAFETY: three live messages.
+            assert_eq!(unsafe { libc::sendmmsg(a.as_raw_fd(), messages.as_mut_ptr(), 3, 0) }, 3);
+        });
+        let mut buffers = [[0u8; 8]; 4];
+        let mut vectors: Vec<libc::iovec> = buffers
+            .iter_mut()
+            .map(|buffer| libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() })
+            .collect();
+        let mut messages = messages(&mut vectors);
+        let mut receive = |notes: &mut Notes, count, flags| {
+            // SAFETY: four live messages, and the count is at most that.
+            let received = unsafe {
+                libc::recvmmsg(b.as_raw_fd(), messages.as_mut_ptr(), count, flags, std::ptr::null_mut())
+            };
+            raw(notes, "recvmmsg", received);
+            notes.push(format!("{:?}", messages.iter().map(|message| message.msg_len).collect::<Vec<_>>()));
+        };
+        receive(notes, 2, 0);
+        receive(notes, 4, libc::MSG_WAITFORONE);
+        receive(notes, 4, libc::MSG_DONTWAIT);
+        b.set_read_timeout(Some(PAUSE)).unwrap();
+        receive(notes, 4, 0);
+        sender();
+        notes.push(format!("{buffers:?}"));
+    });
+}
+
+fn messages(vectors: &mut [libc::iovec]) -> Vec<libc::mmsghdr> {
+    vectors
+        .iter_mut()
+        .map(|vector| {
+            // SAFETY: an all-zero message is valid.
+            let mut message: libc::mmsghdr = unsafe { std::mem::zeroed() };
+            message.msg_hdr.msg_iov = vector;
+            message.msg_hdr.msg_iovlen = 1;
+            message
+        })
+        .collect()
+}
+
+#[test]
+fn the_other_names_of_calls_wait_like_the_calls() {
+    unsafe extern "C" {
+        fn __read(fd: libc::c_int, buffer: *mut libc::c_void, length: usize) -> isize;
+        fn __read_chk(fd: libc::c_int, buffer: *mut libc::c_void, length: usize, room: usize) -> isize;
+        fn __recv_chk(
+            fd: libc::c_int,
+            buffer: *mut libc::c_void,
+            length: usize,
+            room: usize,
+            flags: libc::c_int,
+        ) -> isize;
+        fn __poll(entries: *mut libc::pollfd, count: libc::nfds_t, timeout_ms: libc::c_int) -> libc::c_int;
+    }
+    differ(true, |notes| {
+        let (mut client, server) = tcp_pair();
+        let fd = server.as_raw_fd();
+        let writer = companion(move || {
+            for _ in 0..4 {
+                thread::sleep(PAUSE);
+                client.write_all(b"x").unwrap();
+            }
+        });
+        let mut byte = 0u8;
+        let at = (&raw mut byte).cast();
+        // SAFETY: one live byte, one live entry.
+        unsafe {
+            raw(notes, "__read", __read(fd, at, 1) as i64);
+            raw(notes, "__read_chk", __read_chk(fd, at, 1, 1) as i64);
+            raw(notes, "__recv_chk", __recv_chk(fd, at, 1, 1, 0) as i64);
+            raw(notes, "__poll", __poll(&mut entry(fd, libc::POLLIN), 1, -1));
+        }
+        writer();
+    });
+}

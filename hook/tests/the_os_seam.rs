@@ -84,6 +84,27 @@ impl Os for Pretending {
         entries[0].revents = libc::POLLIN;
         Ok(1)
     }
+    fn wait_events(
+        &self,
+        _: Current<'_>,
+        epoll: RawFd,
+        _: &mut [core::mem::MaybeUninit<libc::epoll_event>],
+        timeout: Option<Duration>,
+    ) -> Result<usize> {
+        self.note(format!("wait_events {epoll} for {timeout:?}"));
+        Ok(0)
+    }
+    fn send_file(
+        &self,
+        _: Current<'_>,
+        out: RawFd,
+        input: RawFd,
+        offset: Option<&mut i64>,
+        count: usize,
+    ) -> Result<usize> {
+        self.note(format!("send_file {input} to {out} from {offset:?}"));
+        Ok(count)
+    }
     fn control(&self, _: Current<'_>, fd: RawFd, command: i32, _: core::ffi::c_ulong) -> Result<i32> {
         // std asks in debug builds whether a descriptor that it closes is open.
         assert_eq!((command, fd >= 0), (libc::F_GETFD, true));
@@ -121,6 +142,13 @@ fn std_calls_in_a_fiber_reach_the_attached_operating_system_only() {
         assert_eq!(unsafe { libc::poll(&mut entry, 1, 60_000) }, 1);
         assert_eq!(entry.revents, libc::POLLIN);
 
+        // SAFETY: one live event, and an hour that does not pass.
+        unsafe {
+            let mut event = libc::epoll_event { events: 0, u64: 0 };
+            assert_eq!(libc::epoll_wait(FIRST_FD + 7, &mut event, 1, 3_600_000), 0);
+            assert_eq!(libc::sendfile(FIRST_FD + 8, FIRST_FD + 9, &mut 5, 10), 10);
+        }
+
         // SAFETY: as above.
         let socket = unsafe { UdpSocket::from_raw_fd(FIRST_FD + 2) };
         socket.send_to(b"x", "10.9.9.9:9").unwrap();
@@ -147,6 +175,8 @@ fn std_calls_in_a_fiber_reach_the_attached_operating_system_only() {
             "send 900001 [104, 105] false",
             "write 900001 in 2",
             "poll 1 for Some(60s)",
+            "wait_events 900007 for Some(3600s)",
+            "send_file 900009 to 900008 from Some(5)",
             "send 900002 [120] true",
             "read 900003",
             "sync 900003 true",

@@ -49,7 +49,7 @@ fn call(fd: RawFd, address: &[u8]) -> Result<()> {
 
 /// Sets O_NONBLOCK for the length of one call that has no flag of its own for it. The call does not wait, so no fiber of this
 /// worker sees the change, and it is gone before anybody could inherit it.
-fn without_blocking<T>(fd: RawFd, call: impl FnOnce() -> T) -> Result<T> {
+pub(super) fn without_blocking<T>(fd: RawFd, call: impl FnOnce() -> T) -> Result<T> {
     // SAFETY: F_GETFL takes no argument, F_SETFL an int.
     unsafe {
         let flags = check_int(real::fcntl(fd, libc::F_GETFL, 0))?;

@@ -1,5 +1,6 @@
 //! `read` and `write` on anything: sockets, pipes and their like, files.
 
+use super::connect::without_blocking;
 use super::kind::{self, Kind};
 use super::poll::is_ready;
 use super::socket::{VectorWindow, send_all};
@@ -124,6 +125,32 @@ fn write_waitable(fd: RawFd, kind: Kind, slot: &Slot, buffers: &[Buffer], size: 
         // SAFETY: as above.
         check(unsafe { real::write(fd, first.iov_base, first.iov_len.min(PIPE_BUF)) })
     })
+}
+
+/// `sendfile` has no flag that keeps it from waiting, so O_NONBLOCK is set for the length of the call.
+pub(super) fn send_file(
+    out: RawFd,
+    input: RawFd,
+    mut offset: Option<&mut i64>,
+    count: usize,
+) -> Result<usize> {
+    let mut call = |count| {
+        let offset = offset.as_deref_mut().map_or(core::ptr::null_mut(), |offset| offset as *mut i64);
+        // SAFETY: the offset is null or live.
+        check(unsafe { real::sendfile(out, input, offset, count) })
+    };
+    let Some((_, slot)) = kind::pollable(out) else { return call(count) };
+    if is_nonblocking(out)? {
+        return call(count);
+    }
+    let mut sent_all = 0;
+    send_all(out, slot, count, |sent| {
+        let sent_now = without_blocking(out, || call(count - sent))??;
+        sent_all += sent_now;
+        // The input's end comes before the count: a blocking call stops there, too.
+        Ok(if sent_now == 0 { count - sent } else { sent_now })
+    })
+    .map(|_| sent_all)
 }
 
 fn iovecs(buffers: &[Buffer]) -> impl Iterator<Item = libc::iovec> {

@@ -20,6 +20,7 @@ use crate::errno::{Result, check_int};
 use crate::os::{AddressMut, Buffer, BufferMut, Os, PollEntry};
 use crate::real;
 use core::ffi::{c_int, c_ulong};
+use core::mem::MaybeUninit;
 use squall_fiber::{Current, WaitKind};
 use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
@@ -92,6 +93,27 @@ impl Os for RealOs {
         timeout: Option<Duration>,
     ) -> Result<usize> {
         poll::poll(current, entries, timeout)
+    }
+
+    fn wait_events(
+        &self,
+        _: Current<'_>,
+        epoll: RawFd,
+        events: &mut [MaybeUninit<libc::epoll_event>],
+        timeout: Option<Duration>,
+    ) -> Result<usize> {
+        poll::wait_events(epoll, events, timeout)
+    }
+
+    fn send_file(
+        &self,
+        _: Current<'_>,
+        out: RawFd,
+        input: RawFd,
+        offset: Option<&mut i64>,
+        count: usize,
+    ) -> Result<usize> {
+        file::send_file(out, input, offset, count)
     }
 
     fn control(&self, _: Current<'_>, fd: RawFd, command: c_int, argument: c_ulong) -> Result<c_int> {

@@ -3,6 +3,8 @@
 use crate::errno::{Errno, Result, check_int};
 use crate::os::PollEntry;
 use crate::real;
+use core::ffi::c_int;
+use core::mem::MaybeUninit;
 use squall_fiber::{Current, WaitKind, Wake, Waker};
 use squall_iomanager::descriptor::{self, Direction};
 use std::os::fd::RawFd;
@@ -58,6 +60,36 @@ pub(super) fn poll(
         remove_wakers(entries, &waker);
         if ready != Ok(0) || timed_out {
             return ready;
+        }
+    }
+}
+
+/// `epoll_wait`: an epoll descriptor is itself readable when it has events, so it waits in the reactor like any other.
+pub(super) fn wait_events(
+    epoll: RawFd,
+    events: &mut [MaybeUninit<libc::epoll_event>],
+    timeout: Option<Duration>,
+) -> Result<usize> {
+    let capacity = events.len().min(c_int::MAX as usize) as c_int;
+    let mut look = || {
+        // SAFETY: room for `capacity` events.
+        check_int(unsafe { real::epoll_wait(epoll, events.as_mut_ptr().cast(), capacity, 0) })
+            .map(|count| count as usize)
+    };
+    let Some(slot) = descriptor::slot(epoll) else { return look() };
+    // A timeout beyond the end of the clock never comes.
+    let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+    loop {
+        let seen_edges = slot.edges(Direction::Read);
+        let ready = look()?;
+        if ready > 0 || timeout == Some(Duration::ZERO) {
+            return Ok(ready);
+        }
+        match slot.wait(Direction::Read, seen_edges, deadline) {
+            Ok(Wake::Ready) => {}
+            Ok(Wake::TimedOut) => return look(),
+            Ok(Wake::Closed) => return Err(Errno::BADF),
+            Err(error) => return Err(Errno(error.raw_os_error().unwrap_or(libc::EIO))),
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::real_os::{self, forget, listener};
 use core::ffi::{c_int, c_ulong, c_void};
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn close(fd: c_int) -> c_int {
+pub(super) unsafe extern "C" fn close(fd: c_int) -> c_int {
     in_fiber_or(
         |current, os| answer_int(os.close(current, fd).map(|()| 0)),
         || answer_int(real_os::close(fd).map(|()| 0)),
@@ -31,7 +31,7 @@ unsafe extern "C" fn dup(fd: c_int) -> c_int {
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn dup2(fd: c_int, target: c_int) -> c_int {
+pub(super) unsafe extern "C" fn dup2(fd: c_int, target: c_int) -> c_int {
     forget_target(fd, target);
     // SAFETY: no memory is involved.
     note_duplicate(fd, unsafe { real::dup2(fd, target) })
@@ -66,7 +66,7 @@ unsafe extern "C" fn pipe(pair: *mut c_int) -> c_int {
 
 /// Variadic in C: the third argument, if any, travels in the same register as this one's.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn fcntl(fd: c_int, command: c_int, argument: c_ulong) -> c_int {
+pub(super) unsafe extern "C" fn fcntl(fd: c_int, command: c_int, argument: c_ulong) -> c_int {
     in_fiber_or(
         |current, os| answer_int(os.control(current, fd, command, argument)),
         || answer_int(control(fd, command, argument)),

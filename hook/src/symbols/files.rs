@@ -4,14 +4,14 @@ use crate::errno::{Errno, answer_int, answer_size};
 use crate::os::{Buffer, BufferMut, in_fiber_or};
 use crate::real;
 use core::ffi::{c_int, c_void};
-use libc::{iovec, nfds_t, pollfd, size_t, ssize_t, timespec};
+use libc::{iovec, nfds_t, off_t, pollfd, size_t, ssize_t, timespec};
 use std::time::Duration;
 
 /// Linux's `UIO_MAXIOV`.
 const VECTORS_MAX: c_int = 1024;
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn read(fd: c_int, buffer: *mut c_void, length: size_t) -> ssize_t {
+pub(super) unsafe extern "C" fn read(fd: c_int, buffer: *mut c_void, length: size_t) -> ssize_t {
     in_fiber_or(
         |current, os| {
             // SAFETY: the caller passes a buffer of that length.
@@ -24,7 +24,7 @@ unsafe extern "C" fn read(fd: c_int, buffer: *mut c_void, length: size_t) -> ssi
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn write(fd: c_int, buffer: *const c_void, length: size_t) -> ssize_t {
+pub(super) unsafe extern "C" fn write(fd: c_int, buffer: *const c_void, length: size_t) -> ssize_t {
     in_fiber_or(
         |current, os| {
             // SAFETY: the caller passes a buffer of that length.
@@ -92,7 +92,7 @@ unsafe fn poll_in_fiber(
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn poll(entries: *mut pollfd, count: nfds_t, timeout_ms: c_int) -> c_int {
+pub(super) unsafe extern "C" fn poll(entries: *mut pollfd, count: nfds_t, timeout_ms: c_int) -> c_int {
     in_fiber_or(
         |current, os| {
             let timeout = u64::try_from(timeout_ms).ok().map(Duration::from_millis);
@@ -105,7 +105,7 @@ unsafe extern "C" fn poll(entries: *mut pollfd, count: nfds_t, timeout_ms: c_int
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn ppoll(
+pub(super) unsafe extern "C" fn ppoll(
     entries: *mut pollfd,
     count: nfds_t,
     timeout: *const timespec,
@@ -144,4 +144,24 @@ unsafe extern "C" fn fdatasync(fd: c_int) -> c_int {
         // SAFETY: no memory is involved.
         || unsafe { real::fdatasync(fd) },
     )
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn sendfile(out: c_int, input: c_int, offset: *mut off_t, count: size_t) -> ssize_t {
+    in_fiber_or(
+        |current, os| {
+            // SAFETY: the caller passes null or an offset.
+            let offset = unsafe { offset.as_mut() };
+            answer_size(os.send_file(current, out, input, offset, count))
+        },
+        // SAFETY: the caller's own arguments.
+        || unsafe { real::sendfile(out, input, offset, count) },
+    )
+}
+
+/// The same on 64-bit Linux; what std calls.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn sendfile64(out: c_int, input: c_int, offset: *mut off_t, count: size_t) -> ssize_t {
+    // SAFETY: the caller's own arguments.
+    unsafe { sendfile(out, input, offset, count) }
 }

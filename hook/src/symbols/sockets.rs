@@ -5,8 +5,9 @@ use crate::os::{AddressMut, Buffer, BufferMut, in_fiber_or};
 use crate::real;
 use crate::real_os::wait::settings_changed;
 use crate::real_os::{forget, listener};
-use core::ffi::{c_int, c_void};
+use core::ffi::{c_int, c_uint, c_void};
 use libc::{msghdr, size_t, sockaddr, socklen_t, ssize_t};
+use std::time::{Duration, Instant};
 
 /// A C address as bytes; `None` for a null pointer.
 ///
@@ -42,7 +43,7 @@ unsafe extern "C" fn socketpair(domain: c_int, kind: c_int, protocol: c_int, pai
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn connect(fd: c_int, address: *const sockaddr, length: socklen_t) -> c_int {
+pub(super) unsafe extern "C" fn connect(fd: c_int, address: *const sockaddr, length: socklen_t) -> c_int {
     in_fiber_or(
         // SAFETY: the caller passes an address of that length.
         |current, os| match unsafe { address_bytes(address, length) } {
@@ -75,7 +76,12 @@ unsafe extern "C" fn accept4(
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn recv(fd: c_int, buffer: *mut c_void, length: size_t, flags: c_int) -> ssize_t {
+pub(super) unsafe extern "C" fn recv(
+    fd: c_int,
+    buffer: *mut c_void,
+    length: size_t,
+    flags: c_int,
+) -> ssize_t {
     in_fiber_or(
         |current, os| {
             // SAFETY: the caller passes a buffer of that length.
@@ -88,7 +94,7 @@ unsafe extern "C" fn recv(fd: c_int, buffer: *mut c_void, length: size_t, flags:
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn recvfrom(
+pub(super) unsafe extern "C" fn recvfrom(
     fd: c_int,
     buffer: *mut c_void,
     length: size_t,
@@ -122,7 +128,12 @@ unsafe extern "C" fn recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> s
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn send(fd: c_int, buffer: *const c_void, length: size_t, flags: c_int) -> ssize_t {
+pub(super) unsafe extern "C" fn send(
+    fd: c_int,
+    buffer: *const c_void,
+    length: size_t,
+    flags: c_int,
+) -> ssize_t {
     in_fiber_or(
         |current, os| {
             // SAFETY: the caller passes a buffer of that length.
@@ -165,6 +176,66 @@ unsafe extern "C" fn sendmsg(fd: c_int, message: *const msghdr, flags: c_int) ->
         },
         // SAFETY: the caller's own arguments.
         || unsafe { real::sendmsg(fd, message, flags) },
+    )
+}
+
+/// Receives messages one by one; as the manual says, the timeout is looked at after each and does not cut a wait short.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn recvmmsg(
+    fd: c_int,
+    messages: *mut libc::mmsghdr,
+    count: c_uint,
+    flags: c_int,
+    timeout: *mut libc::timespec,
+) -> c_int {
+    in_fiber_or(
+        |current, os| {
+            // SAFETY: the caller passes null or a timespec.
+            let limit = unsafe { timeout.as_ref() }.and_then(|time| {
+                let time = Duration::new(time.tv_sec.try_into().ok()?, time.tv_nsec.try_into().ok()?);
+                Instant::now().checked_add(time)
+            });
+            let mut flags = flags;
+            for index in 0..count {
+                // SAFETY: the caller passes `count` messages.
+                let message = unsafe { &mut *messages.add(index as usize) };
+                match os.receive_message(current, fd, &mut message.msg_hdr, flags & !libc::MSG_WAITFORONE) {
+                    Ok(size) => message.msg_len = size as c_uint,
+                    // The error comes again with the next call.
+                    Err(_) if index > 0 => return index as c_int,
+                    Err(errno) => return answer_int(Err(errno)),
+                }
+                if (flags & libc::MSG_WAITFORONE) != 0 {
+                    flags |= libc::MSG_DONTWAIT;
+                }
+                if limit.is_some_and(|limit| Instant::now() >= limit) {
+                    return index as c_int + 1;
+                }
+            }
+            count as c_int
+        },
+        // SAFETY: the caller's own arguments.
+        || unsafe { real::recvmmsg(fd, messages, count, flags, timeout) },
+    )
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn sendmmsg(fd: c_int, messages: *mut libc::mmsghdr, count: c_uint, flags: c_int) -> c_int {
+    in_fiber_or(
+        |current, os| {
+            for index in 0..count {
+                // SAFETY: the caller passes `count` messages.
+                let message = unsafe { &mut *messages.add(index as usize) };
+                match os.send_message(current, fd, &message.msg_hdr, flags) {
+                    Ok(size) => message.msg_len = size as c_uint,
+                    Err(_) if index > 0 => return index as c_int,
+                    Err(errno) => return answer_int(Err(errno)),
+                }
+            }
+            count as c_int
+        },
+        // SAFETY: the caller's own arguments.
+        || unsafe { real::sendmmsg(fd, messages, count, flags) },
     )
 }
 

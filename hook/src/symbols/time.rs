@@ -47,7 +47,7 @@ unsafe extern "C" fn usleep(microseconds: useconds_t) -> c_int {
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn nanosleep(request: *const timespec, remaining: *mut timespec) -> c_int {
+pub(super) unsafe extern "C" fn nanosleep(request: *const timespec, remaining: *mut timespec) -> c_int {
     in_fiber_or(
         |current, os| {
             // SAFETY: the caller passes a timespec.
@@ -99,7 +99,7 @@ unsafe extern "C" fn clock_nanosleep(
 
 /// Spinning code yields to let a lock's holder run, which may be a fiber of the same worker.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn sched_yield() -> c_int {
+pub(super) unsafe extern "C" fn sched_yield() -> c_int {
     in_fiber_or(
         |current, _| {
             current.yield_now();

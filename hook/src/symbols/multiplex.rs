@@ -1,0 +1,184 @@
+//! Waiting for several descriptors: select and epoll. (`poll` is with the files.)
+
+use crate::errno::{Errno, answer_int};
+use crate::os::{PollEntry, in_fiber_or};
+use crate::real;
+use core::ffi::{c_int, c_short};
+use core::mem::MaybeUninit;
+use libc::{epoll_event, fd_set, sigset_t, timespec, timeval};
+use squall_fiber::Current;
+use std::time::{Duration, Instant};
+
+/// # Safety
+/// `events` has room for `capacity` events, if that is positive.
+unsafe fn epoll_in_fiber(
+    current: Current<'_>,
+    os: &dyn crate::Os,
+    epoll: c_int,
+    events: *mut epoll_event,
+    capacity: c_int,
+    timeout: Option<Duration>,
+) -> c_int {
+    if capacity <= 0 {
+        return answer_int(Err(Errno::INVAL));
+    }
+    if events.is_null() {
+        return answer_int(Err(Errno(libc::EFAULT)));
+    }
+    // SAFETY: by the contract.
+    let events = unsafe {
+        core::slice::from_raw_parts_mut(events.cast::<MaybeUninit<epoll_event>>(), capacity as usize)
+    };
+    answer_int(os.wait_events(current, epoll, events, timeout).map(|count| count as c_int))
+}
+
+fn from_ms(timeout_ms: c_int) -> Option<Duration> {
+    u64::try_from(timeout_ms).ok().map(Duration::from_millis)
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn epoll_wait(
+    epoll: c_int,
+    events: *mut epoll_event,
+    capacity: c_int,
+    timeout_ms: c_int,
+) -> c_int {
+    in_fiber_or(
+        // SAFETY: the caller passes that much room.
+        |current, os| unsafe { epoll_in_fiber(current, os, epoll, events, capacity, from_ms(timeout_ms)) },
+        // SAFETY: the caller's own arguments.
+        || unsafe { real::epoll_wait(epoll, events, capacity, timeout_ms) },
+    )
+}
+
+/// The signal mask belongs to the thread, which serves other fibers during the wait: it is left as it is.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn epoll_pwait(
+    epoll: c_int,
+    events: *mut epoll_event,
+    capacity: c_int,
+    timeout_ms: c_int,
+    mask: *const sigset_t,
+) -> c_int {
+    in_fiber_or(
+        // SAFETY: the caller passes that much room.
+        |current, os| unsafe { epoll_in_fiber(current, os, epoll, events, capacity, from_ms(timeout_ms)) },
+        // SAFETY: the caller's own arguments.
+        || unsafe { real::epoll_pwait(epoll, events, capacity, timeout_ms, mask) },
+    )
+}
+
+/// What each of select's sets asks for and is answered by, as the kernel's own `POLLIN_SET` and its siblings say.
+const ASKS: [c_short; 3] = [libc::POLLIN, libc::POLLOUT, libc::POLLPRI];
+const ANSWERS: [c_short; 3] = [
+    libc::POLLIN | libc::POLLHUP | libc::POLLERR | libc::POLLRDNORM | libc::POLLRDBAND,
+    libc::POLLOUT | libc::POLLERR | libc::POLLWRNORM | libc::POLLWRBAND,
+    libc::POLLPRI,
+];
+
+/// `select` by way of `poll`.
+///
+/// # Safety
+/// Each set is null or valid for descriptors below `limit`.
+unsafe fn select_in_fiber(
+    current: Current<'_>,
+    os: &dyn crate::Os,
+    limit: c_int,
+    sets: [*mut fd_set; 3],
+    timeout: Option<Duration>,
+) -> c_int {
+    if limit < 0 {
+        return answer_int(Err(Errno::INVAL));
+    }
+    let limit = limit.min(libc::FD_SETSIZE as c_int);
+    let asked = |fd: c_int| -> c_short {
+        // SAFETY: by the contract, and `fd` is below the limit.
+        let is_in = |set: *mut fd_set| !set.is_null() && unsafe { libc::FD_ISSET(fd, set) };
+        sets.iter().zip(ASKS).filter(|(set, _)| is_in(**set)).fold(0, |events, (_, ask)| events | ask)
+    };
+    let mut entries: Vec<PollEntry> = (0..limit)
+        .map(|fd| PollEntry { fd, events: asked(fd), revents: 0 })
+        .filter(|entry| entry.events != 0)
+        .collect();
+    if let Err(errno) = os.poll(current, &mut entries, timeout) {
+        return answer_int(Err(errno));
+    }
+    if entries.iter().any(|entry| (entry.revents & libc::POLLNVAL) != 0) {
+        return answer_int(Err(Errno::BADF));
+    }
+    let mut ready = 0;
+    for entry in &entries {
+        for ((set, ask), answer) in sets.into_iter().zip(ASKS).zip(ANSWERS) {
+            if (entry.events & ask) == 0 {
+                continue;
+            }
+            if (entry.revents & answer) != 0 {
+                ready += 1;
+            } else {
+                // SAFETY: the set is not null, since it asked for this descriptor.
+                unsafe { libc::FD_CLR(entry.fd, set) };
+            }
+        }
+    }
+    answer_int(Ok(ready))
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn select(
+    limit: c_int,
+    read: *mut fd_set,
+    write: *mut fd_set,
+    except: *mut fd_set,
+    timeout: *mut timeval,
+) -> c_int {
+    in_fiber_or(
+        |current, os| {
+            // SAFETY: the caller passes null or a timeval.
+            let time = unsafe { timeout.as_mut() };
+            if time.as_ref().is_some_and(|time| time.tv_sec < 0 || time.tv_usec < 0) {
+                return answer_int(Err(Errno::INVAL));
+            }
+            let wanted = time.as_ref().map(|time| {
+                Duration::from_secs(time.tv_sec as u64) + Duration::from_micros(time.tv_usec as u64)
+            });
+            let started = Instant::now();
+            // SAFETY: the caller passes such sets.
+            let ready = unsafe { select_in_fiber(current, os, limit, [read, write, except], wanted) };
+            if let (Some(time), Some(wanted)) = (time, wanted) {
+                // Linux tells how much of the time was left.
+                let left = wanted.saturating_sub(started.elapsed());
+                time.tv_sec = left.as_secs() as libc::time_t;
+                time.tv_usec = left.subsec_micros().into();
+            }
+            ready
+        },
+        // SAFETY: the caller's own arguments.
+        || unsafe { real::select(limit, read, write, except, timeout) },
+    )
+}
+
+/// The signal mask is left as it is, as in `epoll_pwait`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn pselect(
+    limit: c_int,
+    read: *mut fd_set,
+    write: *mut fd_set,
+    except: *mut fd_set,
+    timeout: *const timespec,
+    mask: *const sigset_t,
+) -> c_int {
+    in_fiber_or(
+        |current, os| {
+            // SAFETY: the caller passes null or a timespec.
+            let time = unsafe { timeout.as_ref() };
+            if time.is_some_and(|time| time.tv_sec < 0 || !(0..1_000_000_000).contains(&time.tv_nsec)) {
+                return answer_int(Err(Errno::INVAL));
+            }
+            let wanted = time.map(|time| Duration::new(time.tv_sec as u64, time.tv_nsec as u32));
+            // SAFETY: the caller passes such sets.
+            unsafe { select_in_fiber(current, os, limit, [read, write, except], wanted) }
+        },
+        // SAFETY: the caller's own arguments.
+        || unsafe { real::pselect(limit, read, write, except, timeout, mask) },
+    )
+}
