@@ -145,3 +145,8 @@ pub(crate) fn forget(fd: RawFd) {
     listener::forget(fd);
     squall_iomanager::descriptor::forget(fd);
 }
+
+/// As [`forget`], for the two ends of a pipe or socket pair.
+pub(crate) fn forget_both(pair: &[RawFd; 2]) {
+    pair.iter().copied().for_each(forget);
+}

@@ -5,7 +5,7 @@ use crate::os::in_fiber_or;
 use crate::real;
 use crate::real_os::control::{control, note_duplicate};
 use crate::real_os::wait::settings_changed;
-use crate::real_os::{self, forget, listener};
+use crate::real_os::{self, forget, forget_both, listener};
 use core::ffi::{c_int, c_ulong, c_void};
 
 #[unsafe(no_mangle)]
@@ -50,10 +50,7 @@ unsafe extern "C" fn pipe2(pair: *mut c_int, flags: c_int) -> c_int {
     let result = unsafe { real::pipe2(pair, flags) };
     if result == 0 {
         // SAFETY: the call has filled both.
-        unsafe {
-            forget(*pair);
-            forget(*pair.add(1));
-        }
+        forget_both(unsafe { &*pair.cast::<[c_int; 2]>() });
     }
     result
 }

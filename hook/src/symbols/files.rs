@@ -1,5 +1,6 @@
 //! Reading, writing, polling and syncing anything that has a descriptor.
 
+use super::time;
 use crate::errno::{Errno, answer_int, answer_size};
 use crate::os::{Buffer, BufferMut, in_fiber_or};
 use crate::real;
@@ -114,12 +115,11 @@ pub(super) unsafe extern "C" fn ppoll(
     in_fiber_or(
         |current, os| {
             // SAFETY: the caller passes null or a timespec.
-            let time = unsafe { timeout.as_ref() };
-            if time.is_some_and(|time| time.tv_sec < 0 || !(0..1_000_000_000).contains(&time.tv_nsec)) {
-                return answer_int(Err(Errno::INVAL));
-            }
+            let timeout = match unsafe { time::timeout(timeout) } {
+                Ok(timeout) => timeout,
+                Err(errno) => return answer_int(Err(errno)),
+            };
             // The signal mask belongs to the thread, which serves other fibers during the wait: it is left as it is.
-            let timeout = time.map(|time| Duration::new(time.tv_sec as u64, time.tv_nsec as u32));
             // SAFETY: the caller passes that many entries.
             unsafe { poll_in_fiber(current, os, entries, count, timeout) }
         },

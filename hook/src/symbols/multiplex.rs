@@ -1,5 +1,6 @@
 //! Waiting for several descriptors: select and epoll. (`poll` is with the files.)
 
+use super::time;
 use crate::errno::{Errno, answer_int};
 use crate::os::{PollEntry, in_fiber_or};
 use crate::real;
@@ -170,11 +171,10 @@ unsafe extern "C" fn pselect(
     in_fiber_or(
         |current, os| {
             // SAFETY: the caller passes null or a timespec.
-            let time = unsafe { timeout.as_ref() };
-            if time.is_some_and(|time| time.tv_sec < 0 || !(0..1_000_000_000).contains(&time.tv_nsec)) {
-                return answer_int(Err(Errno::INVAL));
-            }
-            let wanted = time.map(|time| Duration::new(time.tv_sec as u64, time.tv_nsec as u32));
+            let wanted = match unsafe { time::timeout(timeout) } {
+                Ok(wanted) => wanted,
+                Err(errno) => return answer_int(Err(errno)),
+            };
             // SAFETY: the caller passes such sets.
             unsafe { select_in_fiber(current, os, limit, [read, write, except], wanted) }
         },

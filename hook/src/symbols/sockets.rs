@@ -4,7 +4,7 @@ use crate::errno::{Errno, answer_int, answer_size};
 use crate::os::{AddressMut, Buffer, BufferMut, in_fiber_or};
 use crate::real;
 use crate::real_os::wait::settings_changed;
-use crate::real_os::{forget, listener};
+use crate::real_os::{forget, forget_both, listener};
 use core::ffi::{c_int, c_uint, c_void};
 use libc::{msghdr, size_t, sockaddr, socklen_t, ssize_t};
 use std::time::{Duration, Instant};
@@ -34,10 +34,7 @@ unsafe extern "C" fn socketpair(domain: c_int, kind: c_int, protocol: c_int, pai
     let result = unsafe { real::socketpair(domain, kind, protocol, pair) };
     if result == 0 {
         // SAFETY: the call has filled both.
-        unsafe {
-            forget(*pair);
-            forget(*pair.add(1));
-        }
+        forget_both(unsafe { &*pair.cast::<[c_int; 2]>() });
     }
     result
 }

@@ -1,5 +1,6 @@
 //! Sleeping.
 
+use crate::errno::{Errno, Result};
 use crate::futex::deadline_on;
 use crate::os::in_fiber_or;
 use crate::real;
@@ -16,6 +17,18 @@ unsafe fn duration(time: *const timespec) -> Option<Duration> {
     let time = unsafe { time.as_ref() }?;
     let valid = time.tv_sec >= 0 && (0..1_000_000_000).contains(&time.tv_nsec);
     valid.then(|| Duration::new(time.tv_sec as u64, time.tv_nsec as u32))
+}
+
+/// A timeout as `ppoll` and `pselect` take it: null is "for ever".
+///
+/// # Safety
+/// `time` is null or points to a timespec.
+pub(super) unsafe fn timeout(time: *const timespec) -> Result<Option<Duration>> {
+    if time.is_null() {
+        return Ok(None);
+    }
+    // SAFETY: by the contract.
+    unsafe { duration(time) }.map(Some).ok_or(Errno::INVAL)
 }
 
 fn sleep_in_fiber(current: squall_fiber::Current<'_>, os: &dyn crate::Os, duration: Duration) {
