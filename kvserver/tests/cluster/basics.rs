@@ -63,9 +63,11 @@ fn a_connection_to_any_node_takes_pipelines_inline_commands_and_select() {
 
 #[test]
 fn each_node_tells_its_part_in_the_cluster() {
-    let cluster = Cluster::start(&[]);
+    // Long enough that the leader stays the leader on a busy machine.
+    let cluster = Cluster::start(&["election_timeout_ms=2000"]);
     let leader = cluster.wait_for_leader();
     cluster.redis(leader).call(&["SET", "a", "1"]);
+    cluster.wait_until_replicas_agree();
     for node in cluster.ids() {
         let info = cluster.redis(node).call(&["INFO", "raft"]).text();
         assert!(info.starts_with("# Raft\r\n"), "{info}");

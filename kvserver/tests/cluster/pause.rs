@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
+use squall_kvserver::clerk::Clerk;
+
 use crate::harness::load::Load;
 use crate::harness::{Cluster, Reply};
 
@@ -82,4 +84,25 @@ fn a_leader_that_was_frozen_loses_nothing_and_answers_no_read_from_the_past() {
     let record = load.stop();
     record.check(&cluster, &cluster.ids());
     cluster.wait_until_replicas_agree();
+}
+
+#[test]
+fn a_clerk_does_not_wait_for_a_leader_that_is_frozen() {
+    let cluster = Cluster::start(&[]);
+    let clerk = Clerk::new(&cluster.config()).unwrap();
+    clerk.append("list", "1;").unwrap();
+    let old = cluster.wait_for_leader();
+    {
+        let _frozen = Frozen::new(&cluster, old);
+        // Within the clerk's ten seconds, though nothing answers at first.
+        clerk.append("list", "2;").unwrap();
+        assert_eq!(clerk.get("list").unwrap().unwrap(), "1;2;");
+    }
+    clerk.append("list", "3;").unwrap();
+    cluster.wait_until_replicas_agree();
+    assert_eq!(
+        clerk.get("list").unwrap().unwrap(),
+        "1;2;3;",
+        "what the old leader still had in hand came to nothing"
+    );
 }

@@ -1,8 +1,6 @@
 //! Clusters of real processes for the integration tests: started from the built programs on free ports, killed in every way a
 //! process can end, and gone when the test is, also when it panics.
 
-#![allow(dead_code)] // Each test program uses another part of this.
-
 pub mod load;
 pub mod redis;
 
@@ -243,10 +241,6 @@ impl Cluster {
         let status = wait_for(&mut child);
         drop(lifeline);
         status
-    }
-
-    pub fn running(&self) -> Vec<u64> {
-        self.nodes.keys().copied().collect()
     }
 
     pub fn supervisor_pid(&self) -> Pid {
