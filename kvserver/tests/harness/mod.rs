@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -29,7 +30,9 @@ const KVCTL: &str = env!("CARGO_BIN_EXE_kvctl");
 const CLUSTERS_MAX: usize = 2;
 /// Below the range from which the system takes the local ends of outgoing connections. A port from that range could be
 /// taken by any client while the node that owns it is down.
-const PORTS: std::ops::Range<u16> = 10_000..32_000;
+const PORTS: Range<u16> = 10_000..32_000;
+/// Processes claim ports in blocks of this size.
+const PORT_BLOCK: u16 = 500;
 
 /// The ports of one node.
 #[derive(Clone, Copy, Debug)]
@@ -337,20 +340,28 @@ impl Drop for Turn {
     }
 }
 
-/// Ports on which nobody listens, none of them given out twice by this process.
+/// Ports on which nobody listens, none of them given out twice, by this process or by another one that runs the same tests.
 pub fn free_ports(count: usize) -> Vec<u16> {
-    static NEXT: Mutex<Option<u16>> = Mutex::new(None);
-    let mut next = NEXT.lock().unwrap_or_else(PoisonError::into_inner);
-    // Test programs that run at the same time begin at different places.
-    let mut port = next
-        .unwrap_or_else(|| PORTS.start + (std::process::id() % u32::from(PORTS.end - PORTS.start)) as u16);
-    let mut held = Vec::new();
-    while held.len() < count {
-        port = if port + 1 < PORTS.end { port + 1 } else { PORTS.start };
-        held.extend(TcpListener::bind(("0.0.0.0", port)));
+    /// The blocks that this process has claimed, each by listening on its first port, and what is left of the last one.
+    static CLAIMED: Mutex<(Vec<TcpListener>, Range<u16>)> = Mutex::new((Vec::new(), 0..0));
+    let mut claimed = CLAIMED.lock().unwrap_or_else(PoisonError::into_inner);
+    let (guards, left) = &mut *claimed;
+    let mut free = Vec::new();
+    while free.len() < count {
+        let Some(port) = left.next() else {
+            let mut blocks = PORTS.step_by(PORT_BLOCK.into());
+            let (guard, first) = blocks
+                .find_map(|first| Some((TcpListener::bind(("0.0.0.0", first)).ok()?, first)))
+                .expect("some block of ports is free");
+            guards.push(guard);
+            *left = first + 1..first + PORT_BLOCK;
+            continue;
+        };
+        if TcpListener::bind(("0.0.0.0", port)).is_ok() {
+            free.push(port);
+        }
     }
-    *next = Some(port);
-    held.iter().map(|listener| listener.local_addr().unwrap().port()).collect()
+    free
 }
 
 /// Asks until there is an answer.
