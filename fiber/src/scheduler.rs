@@ -202,6 +202,9 @@ impl Shared {
         self.live.lock().insert(fiber.id, Arc::clone(&fiber));
         let queued = Arc::clone(&fiber);
         match (wanted, here) {
+            // While another worker sleeps it is to have the new fiber: behind one that computes for long, this one may not come to
+            // it for as long.
+            (None, Some(index)) if self.has_sleepers_besides(index) => self.inject(queued),
             // SAFETY: `here` says that this is that worker's thread.
             (None, Some(index)) => unsafe { self.workers[index].push_local(queued) },
             (Some(index), Some(own)) if index == own => {

@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 fn workers(threads: usize) -> Scheduler {
     Scheduler::new(SchedulerConfig { threads, ..Default::default() }).expect("a scheduler")
@@ -53,6 +53,33 @@ fn work_spawned_on_one_worker_is_shared_with_the_other() {
         places.lock().unwrap().len()
     });
     assert_eq!(places.join().unwrap(), 2);
+}
+
+/// Each of two fibers computes until the other has begun: on one worker the first would never end.
+#[test]
+fn two_long_computations_spawned_by_a_fiber_run_side_by_side() {
+    let scheduler = workers(2);
+    let met = scheduler.spawn(Builder::new(), || {
+        // The other worker has long gone to sleep, and nothing but a spawn wakes it.
+        squall_fiber::sleep(Duration::from_millis(50));
+        let begun = Arc::new(AtomicU32::new(0));
+        let fibers: Vec<_> = (0..2)
+            .map(|_| {
+                let begun = Arc::clone(&begun);
+                squall_fiber::spawn(move || {
+                    begun.fetch_add(1, Ordering::SeqCst);
+                    let give_up_at = Instant::now() + Duration::from_secs(20);
+                    while begun.load(Ordering::SeqCst) < 2 && Instant::now() < give_up_at {
+                        compute();
+                    }
+                    begun.load(Ordering::SeqCst) == 2
+                })
+            })
+            .collect();
+        // The first of them to run ends only with the other.
+        fibers.into_iter().map(|fiber| fiber.join().unwrap()).collect::<Vec<_>>()
+    });
+    assert_eq!(met.join().unwrap(), [true, true]);
 }
 
 #[test]
