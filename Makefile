@@ -1,7 +1,7 @@
 # Everything in release, programs in bin/. Nothing but Rust and a C linker is needed.
 PROGRAMS = kvserver kvctl test_hook test_iomanager test_scheduler simple_stress_test micro_bench
 
-.PHONY: all run test bench perf clean
+.PHONY: all run test compat bench perf clean
 
 all:
 	cargo build --release --workspace
@@ -12,6 +12,10 @@ run:
 
 test:
 	cargo test --workspace
+
+# Real crates against real servers, in fibers. A server that is not installed is a SKIPPED line.
+compat:
+	cargo test --manifest-path compat/Cargo.toml
 
 bench: all
 	bin/micro_bench
