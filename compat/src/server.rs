@@ -1,6 +1,8 @@
-//! Real servers on loopback, on a free port with a directory of their own, killed when dropped.
+//! Real servers on loopback, on a free port with a directory of their own, stopped when dropped.
 
 use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -11,6 +13,12 @@ use tempfile::TempDir;
 
 /// How long a server may take until it accepts connections.
 const START_DEADLINE: Duration = Duration::from_secs(60);
+
+/// How long it may take to stop when asked, before it is killed.
+const STOP_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Ports that are tried.
+const START_ATTEMPTS: usize = 5;
 
 /// A running server.
 #[derive(Debug)]
@@ -25,7 +33,7 @@ impl Server {
     /// redis-server without persistence, or `None` with a SKIPPED line.
     pub fn redis() -> Option<Self> {
         let program = find("redis-server", &[])?;
-        Some(Self::start(&program, |port, directory| {
+        Some(Self::start(&program, "Ready to accept connections", |port, directory| {
             let port = port.to_string();
             let mut command = Command::new(&program);
             command.args([
@@ -47,7 +55,7 @@ impl Server {
     /// memcached, or `None` with a SKIPPED line.
     pub fn memcached() -> Option<Self> {
         let program = find("memcached", &[])?;
-        Some(Self::start(&program, |port, _| {
+        Some(Self::start(&program, "", |port, _| {
             let mut command = as_user(unprivileged(), &program);
             command.args(["-l", "127.0.0.1", "-U", "0", "-c", "2048", "-p", &port.to_string()]);
             command
@@ -56,14 +64,16 @@ impl Server {
 
     /// PostgreSQL with the superuser `postgres` trusted, or `None` with a SKIPPED line.
     pub fn postgres() -> Option<Self> {
-        let folders: Vec<_> = glob_versions("/usr/lib/postgresql");
+        let folders = version_folders("/usr/lib/postgresql");
         let (initdb, postgres) = (find("initdb", &folders)?, find("postgres", &folders)?);
         // The server refuses to run as root.
         let user = user_or("postgres");
-        Some(Self::start(&postgres, |port, directory| {
+        Some(Self::start(&postgres, "ready to accept connections", |port, directory| {
             let data = directory.join("data");
             let mut command = as_user(user, &initdb);
-            command.args(["--auth=trust", "--username=postgres", "--no-sync", "--pgdata"]).arg(&data);
+            command
+                .args(["--auth=trust", "--username=postgres", "--no-sync", "--no-locale", "--pgdata"])
+                .arg(&data);
             run_to_end(command);
             let mut command = as_user(user, &postgres);
             command.arg("-D").arg(&data).arg("-k").arg(directory);
@@ -86,7 +96,7 @@ impl Server {
         let (install, mariadbd) =
             (find("mariadb-install-db", &[])?, find("mariadbd", &["/usr/sbin".into()])?);
         let user = user_or("mysql");
-        Some(Self::start(&mariadbd, |port, directory| {
+        Some(Self::start(&mariadbd, "ready for connections", |port, directory| {
             let data = format!("--datadir={}", directory.join("data").display());
             let mut command = as_user(user, &install);
             command.args([
@@ -116,8 +126,23 @@ impl Server {
         self.address
     }
 
-    /// Starts the command and waits until the port accepts.
-    fn start(program: &Path, command: impl FnOnce(u16, &Path) -> Command) -> Self {
+    /// Starts the command that `command` makes of a port and a directory, and waits until the port accepts and the log has `ready`.
+    ///
+    /// # Panics
+    /// When the server does not come up on any of a few ports: between being found free and being bound, a port may have been
+    /// given to a client of another test.
+    fn start(program: &Path, ready: &str, command: impl Fn(u16, &Path) -> Command) -> Self {
+        let mut reasons = Vec::new();
+        for _ in 0..START_ATTEMPTS {
+            match Self::try_start(ready, &command) {
+                Ok(server) => return server,
+                Err(reason) => reasons.push(reason),
+            }
+        }
+        panic!("{} does not start:\n{}", program.display(), reasons.join("\n"));
+    }
+
+    fn try_start(ready: &str, command: impl Fn(u16, &Path) -> Command) -> Result<Self, String> {
         let directory = tempfile::Builder::new().prefix("squall-compat-").tempdir().expect("a directory");
         open_to_all(directory.path());
         let port = TcpListener::bind("127.0.0.1:0")
@@ -126,7 +151,7 @@ impl Server {
             .port();
         let address = SocketAddr::from(([127, 0, 0, 1], port));
         let log = directory.path().join("log");
-        let output = std::fs::File::create(&log).expect("a log file");
+        let output = File::create(&log).expect("a log file");
         let mut command = command(port, directory.path());
         command.current_dir(directory.path()).stdin(Stdio::null());
         command.stdout(output.try_clone().expect("a second descriptor")).stderr(output);
@@ -137,23 +162,34 @@ impl Server {
                 Ok(())
             })
         };
-        let mut process = command.spawn().expect("the server starts");
+        let process = command.spawn().expect("the server starts");
+        let mut server = Self { process, address, _directory: directory };
         let deadline = Instant::now() + START_DEADLINE;
-        while TcpStream::connect(address).is_err() {
-            let ended = process.try_wait().expect("a child of ours");
+        // PostgreSQL accepts connections before it takes them: hence the log.
+        let read_log =
+            || fs::read(&log).map(|log| String::from_utf8_lossy(&log).into_owned()).unwrap_or_default();
+        while TcpStream::connect(address).is_err() || !read_log().contains(ready) {
+            let ended = server.process.try_wait().expect("a child of ours");
             if ended.is_some() || Instant::now() > deadline {
-                let _ = process.kill();
-                let log = std::fs::read_to_string(&log).unwrap_or_default();
-                panic!("{} does not listen on {address} ({ended:?}):\n{log}", program.display());
+                return Err(format!("not ready on {address} ({ended:?}):\n{}", read_log()));
             }
             thread::sleep(Duration::from_millis(20));
         }
-        Self { process, address, _directory: directory }
+        Ok(server)
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
+        // Asked first: a PostgreSQL that is killed leaves its shared memory behind.
+        // SAFETY: the id of a child that has not been waited for.
+        unsafe { libc::kill(self.process.id() as libc::pid_t, libc::SIGTERM) };
+        let deadline = Instant::now() + STOP_DEADLINE;
+        while let Ok(None) = self.process.try_wait()
+            && Instant::now() < deadline
+        {
+            thread::sleep(Duration::from_millis(10));
+        }
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
@@ -167,16 +203,15 @@ fn find(program: &str, folders: &[PathBuf]) -> Option<PathBuf> {
         .map(|folder| folder.join(program))
         .find(|file| file.is_file());
     if found.is_none() {
-        // Past the capture of libtest, which shows nothing of a test that passes.
-        use std::io::Write;
-        let _ = writeln!(std::io::stderr(), "SKIPPED: {program} is not installed");
+        // Past the capture of libtest, which hides what a test prints that passes.
+        let _ = writeln!(io::stderr(), "SKIPPED: {program} is not installed");
     }
     found
 }
 
 /// `folder/<version>/bin` for each version that Debian has installed.
-fn glob_versions(folder: &str) -> Vec<PathBuf> {
-    let versions = std::fs::read_dir(folder).into_iter().flatten().flatten();
+fn version_folders(folder: &str) -> Vec<PathBuf> {
+    let versions = fs::read_dir(folder).into_iter().flatten().flatten();
     versions.map(|version| version.path().join("bin")).collect()
 }
 
@@ -191,7 +226,7 @@ fn user_or(name: &str) -> Option<(u32, u32)> {
     if unsafe { libc::geteuid() } != 0 {
         return None;
     }
-    let passwd = std::fs::read_to_string("/etc/passwd").expect("the list of users");
+    let passwd = fs::read_to_string("/etc/passwd").expect("the list of users");
     let line = passwd.lines().find(|line| line.split(':').next() == Some(name));
     let line = line.unwrap_or_else(|| panic!("no user {name}"));
     let mut ids = line.split(':').skip(2).map(|id| id.parse().expect("an id"));
@@ -209,7 +244,7 @@ fn as_user(user: Option<(u32, u32)>, program: impl AsRef<OsStr>) -> Command {
 /// Lets the server's own user make its directories here.
 fn open_to_all(directory: &Path) {
     use std::os::unix::fs::PermissionsExt;
-    std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o777)).expect("a directory of ours");
+    fs::set_permissions(directory, fs::Permissions::from_mode(0o777)).expect("a directory of ours");
 }
 
 fn run_to_end(mut command: Command) {
