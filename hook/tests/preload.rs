@@ -67,8 +67,8 @@ fn lists_and_tools() {
     unchanged("git", &["--version"]);
     unchanged("git", &["no-such-command"]);
     unchanged("curl", &["--silent", "--show-error", "--max-time", "5", "file:///etc/hostname"]);
-    // Refused: its message would tell after how many milliseconds, so the exit code has to do.
-    unchanged("curl", &["--silent", "--max-time", "5", "http://127.0.0.1:1/"]);
+    // Refused. Not with its own message, which tells after how many milliseconds.
+    unchanged("curl", &["--silent", "--write-out", "%{exitcode}", "--max-time", "5", "http://127.0.0.1:1/"]);
     unchanged("redis-cli", &["--version"]);
 }
 
