@@ -24,4 +24,4 @@ perf: all
 	perf record -F 499 --call-graph fp -o target/perf.data bin/micro_bench && perf report -i target/perf.data --no-children --stdio | head -60
 
 clean:
-	cargo clean && rm -rf bin
+	cargo clean && rm -rf bin compat/target
