@@ -239,8 +239,67 @@ fn unsafe_is_written_in_the_runtime_only() {
     }
 }
 
+/// What shares state between activities.
+const SHARING: [&str; 12] = [
+    "Mutex",
+    "RwLock",
+    "Condvar",
+    "RefCell",
+    "UnsafeCell",
+    "AtomicBool",
+    "AtomicU32",
+    "AtomicU64",
+    "AtomicUsize",
+    "OnceLock",
+    "LazyLock",
+    "thread_local",
+];
+
+/// Invariant 5: one state, one owner. What the applier owns holds nothing through which a second activity could reach it.
+#[test]
+fn the_replicated_state_is_shared_with_nobody() {
+    let mut scanned = sources("kvserver/src/store");
+    for folder in ["kvserver/src/machine", "kvserver/src/command"] {
+        scanned.extend(sources(folder));
+    }
+    let sessions = root().join("kvserver/src/session.rs");
+    scanned.push((sessions.clone(), code(&read(&sessions))));
+    report("the replicated state", &scanned, 8);
+    for (path, code) in &scanned {
+        for banned in SHARING {
+            assert!(!words(code).contains(banned), "{}: `{banned}`", path.display());
+        }
+    }
+}
+
+/// The statics of a source that can change: several nodes of one process would share them.
+fn mutable_statics(code: &str) -> Vec<&str> {
+    let is_static = |line: &str| {
+        let line = line.trim_start().trim_start_matches("pub ").trim_start_matches("pub(crate) ");
+        line.starts_with("static ") || line.starts_with("thread_local!")
+    };
+    let can_change =
+        |line: &str| line.contains("static mut ") || SHARING.iter().any(|name| words(line).contains(name));
+    code.lines().filter(|line| is_static(line) && can_change(line)).collect()
+}
+
+/// Invariant 3: no global mutable state above the hooks.
+#[test]
+fn the_server_keeps_no_global_state() {
+    for folder in SERVER {
+        let scanned = sources(&format!("{folder}/src"));
+        report(folder, &scanned, 3);
+        for (path, code) in &scanned {
+            assert_eq!(mutable_statics(code), Vec::<&str>::new(), "{}", path.display());
+        }
+    }
+}
+
 #[test]
 fn the_checks_would_notice() {
+    assert_eq!(mutable_statics("pub static NEXT: AtomicU64 = AtomicU64::new(0);").len(), 1);
+    assert_eq!(mutable_statics("    static mut X: u32 = 0;\nstatic NAMES: [&str; 1] = [\"a\"];").len(), 1);
+    assert_eq!(mutable_statics("thread_local! {").len(), 1);
     let notices = |text: &str, word| words(&code(text)).contains(word);
     assert!(notices("use mio::Poll;", "mio"));
     assert!(notices("let x = unsafe { y };", "unsafe"));
