@@ -5,7 +5,7 @@ use crate::sys;
 use core::any::Any;
 use core::sync::atomic::{AtomicU32, Ordering};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Waits on behalf of one worker. Lives on that worker's thread.
 pub trait Driver: Send + Any {
@@ -27,6 +27,22 @@ pub trait Driver: Send + Any {
 
     /// The worker has ended: there will be no further `poll`.
     fn close(&mut self);
+
+    /// The time by which the worker's timers fire. A simulation has a clock of its own.
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
+
+    /// Whether [`Driver::pick`] decides which fiber runs next; asked once. If not, the one that has been ready longest does.
+    fn picks(&self) -> bool {
+        false
+    }
+
+    /// Which of the `runnable` fibers runs next; at least one is. For simulations, which draw it from their seed.
+    fn pick(&mut self, runnable: usize) -> usize {
+        let _ = runnable;
+        0
+    }
 }
 
 /// Ends a [`Driver::poll`], also one that is about to begin.

@@ -33,6 +33,8 @@ pub(crate) struct Worker {
     pub(crate) index: usize,
     owned: UnsafeCell<Owned>,
     driver: UnsafeCell<Box<dyn Driver>>,
+    /// The driver says which fiber runs next.
+    driver_picks: bool,
     unparker: Arc<dyn Unpark>,
     inbox: Lock<Vec<Arc<Inner>>>,
     inbox_len: AtomicUsize,
@@ -54,6 +56,7 @@ impl Worker {
             index,
             owned: UnsafeCell::new(Owned { queue: VecDeque::new(), timers: Timers::new() }),
             unparker: driver.unparker(),
+            driver_picks: driver.picks(),
             driver: UnsafeCell::new(driver),
             inbox: Lock::new(Vec::new()),
             inbox_len: AtomicUsize::new(0),
@@ -145,11 +148,30 @@ impl Worker {
     }
 
     fn next(&self, shared: &Shared, from_shared_first: bool) -> Option<Arc<Inner>> {
+        if self.driver_picks {
+            return self.next_picked(shared);
+        }
         if from_shared_first && let Some(fiber) = shared.pop_injected() {
             return Some(fiber);
         }
         // SAFETY: on the owner's thread.
         unsafe { self.owned(|owned| owned.queue.pop_front()) }.or_else(|| shared.pop_injected())
+    }
+
+    /// Every fiber that is ready is in the local queue, and the driver takes its choice.
+    fn next_picked(&self, shared: &Shared) -> Option<Arc<Inner>> {
+        while let Some(fiber) = shared.pop_injected() {
+            // SAFETY: on the owner's thread.
+            unsafe { self.push_local(fiber) };
+        }
+        // SAFETY: on the owner's thread, and no fiber runs while the loop is here.
+        let (driver, queue_len) = unsafe { (&mut *self.driver.get(), self.owned(|owned| owned.queue.len())) };
+        if queue_len == 0 {
+            return None;
+        }
+        let index = driver.pick(queue_len);
+        // SAFETY: on the owner's thread.
+        unsafe { self.owned(|owned| owned.queue.remove(index)) }
     }
 
     fn drain_inbox(&self) {
@@ -198,7 +220,7 @@ impl Worker {
             self.parks.fetch_add(1, Ordering::Relaxed);
             // SAFETY: on the owner's thread.
             let next = unsafe { self.owned(|owned| owned.timers.next_deadline()) };
-            self.poll(next.map(|deadline| deadline.saturating_duration_since(Instant::now())));
+            self.poll(next.map(|deadline| deadline.saturating_duration_since(self.now())));
         }
         self.sleeping.store(false, Ordering::SeqCst);
     }
@@ -214,13 +236,18 @@ impl Worker {
         if unsafe { self.owned(|owned| owned.timers.next_deadline()) }.is_none() {
             return;
         }
-        let now = Instant::now();
+        let now = self.now();
         // SAFETY: on the owner's thread. The waker is called outside, because it queues the fiber here.
         while let Some(waker) = unsafe { self.owned(|owned| owned.timers.pop_expired(now)) } {
             // SAFETY: rule 3 in fiber.rs: the timer is set, so this is the home worker's thread.
             unsafe { *waker.fiber().timer.get() = None };
             waker.wake(Wake::TimedOut);
         }
+    }
+
+    fn now(&self) -> Instant {
+        // SAFETY: on the owner's thread, in its loop.
+        unsafe { (*self.driver.get()).now() }
     }
 
     fn run_fiber(&self, fiber: Arc<Inner>) {
