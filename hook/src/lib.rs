@@ -60,6 +60,16 @@ pub fn set_workers(workers: usize) {
     WORKERS.store(workers, Ordering::Relaxed);
 }
 
+/// Every libc function that this crate takes over, by its name, with the address of the definition here: what `dlsym` answers
+/// with where the hook is live.
+///
+/// ```
+/// assert!(squall_hook::hooked_symbols().any(|(name, address)| name == "recv" && address != 0));
+/// ```
+pub fn hooked_symbols() -> impl Iterator<Item = (&'static str, usize)> {
+    symbols::hooked()
+}
+
 fn default_scheduler() -> std::io::Result<Scheduler> {
     let mut config = SchedulerConfig::default();
     match WORKERS.load(Ordering::Relaxed) {

@@ -9,7 +9,7 @@ macro_rules! aliases {
     ($($alias:ident = $module:ident::$name:ident($($argument:ident: $type:ty),*) -> $result:ty;)*) => {
         $(
             #[unsafe(no_mangle)]
-            unsafe extern "C" fn $alias($($argument: $type),*) -> $result {
+            pub(super) unsafe extern "C" fn $alias($($argument: $type),*) -> $result {
                 // SAFETY: another name of the same function, with the caller's own arguments.
                 unsafe { $module::$name($($argument),*) }
             }
@@ -42,14 +42,19 @@ fn check_fits(wanted: usize, room: usize) {
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn __read_chk(fd: c_int, buffer: *mut c_void, length: size_t, room: size_t) -> ssize_t {
+pub(super) unsafe extern "C" fn __read_chk(
+    fd: c_int,
+    buffer: *mut c_void,
+    length: size_t,
+    room: size_t,
+) -> ssize_t {
     check_fits(length, room);
     // SAFETY: the caller's own arguments.
     unsafe { files::read(fd, buffer, length) }
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn __recv_chk(
+pub(super) unsafe extern "C" fn __recv_chk(
     fd: c_int,
     buffer: *mut c_void,
     length: size_t,
@@ -62,7 +67,7 @@ unsafe extern "C" fn __recv_chk(
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn __recvfrom_chk(
+pub(super) unsafe extern "C" fn __recvfrom_chk(
     fd: c_int,
     buffer: *mut c_void,
     length: size_t,
@@ -77,7 +82,7 @@ unsafe extern "C" fn __recvfrom_chk(
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn __poll_chk(
+pub(super) unsafe extern "C" fn __poll_chk(
     entries: *mut pollfd,
     count: nfds_t,
     timeout_ms: c_int,
@@ -89,7 +94,7 @@ unsafe extern "C" fn __poll_chk(
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn __ppoll_chk(
+pub(super) unsafe extern "C" fn __ppoll_chk(
     entries: *mut pollfd,
     count: nfds_t,
     timeout: *const timespec,

@@ -25,7 +25,7 @@ fn forget_target(fd: c_int, target: c_int) {
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn dup(fd: c_int) -> c_int {
+pub(super) unsafe extern "C" fn dup(fd: c_int) -> c_int {
     // SAFETY: no memory is involved.
     note_duplicate(fd, unsafe { real::dup(fd) })
 }
@@ -38,14 +38,14 @@ pub(super) unsafe extern "C" fn dup2(fd: c_int, target: c_int) -> c_int {
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn dup3(fd: c_int, target: c_int, flags: c_int) -> c_int {
+pub(super) unsafe extern "C" fn dup3(fd: c_int, target: c_int, flags: c_int) -> c_int {
     forget_target(fd, target);
     // SAFETY: no memory is involved.
     note_duplicate(fd, unsafe { real::dup3(fd, target, flags) })
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn pipe2(pair: *mut c_int, flags: c_int) -> c_int {
+pub(super) unsafe extern "C" fn pipe2(pair: *mut c_int, flags: c_int) -> c_int {
     // SAFETY: the caller's own arguments.
     let result = unsafe { real::pipe2(pair, flags) };
     if result == 0 {
@@ -56,7 +56,7 @@ unsafe extern "C" fn pipe2(pair: *mut c_int, flags: c_int) -> c_int {
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn pipe(pair: *mut c_int) -> c_int {
+pub(super) unsafe extern "C" fn pipe(pair: *mut c_int) -> c_int {
     // SAFETY: pipe is pipe2 without flags.
     unsafe { pipe2(pair, 0) }
 }
@@ -72,14 +72,14 @@ pub(super) unsafe extern "C" fn fcntl(fd: c_int, command: c_int, argument: c_ulo
 
 /// As `fcntl`; what programs compiled for large files call.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn fcntl64(fd: c_int, command: c_int, argument: c_ulong) -> c_int {
+pub(super) unsafe extern "C" fn fcntl64(fd: c_int, command: c_int, argument: c_ulong) -> c_int {
     // SAFETY: the same function on 64-bit Linux.
     unsafe { fcntl(fd, command, argument) }
 }
 
 /// Variadic in C, as `fcntl`.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_void) -> c_int {
+pub(super) unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_void) -> c_int {
     if request == libc::FIONBIO as c_ulong && !argument.is_null() {
         // SAFETY: FIONBIO takes a pointer to an int.
         let wanted = unsafe { *argument.cast::<c_int>() } != 0;

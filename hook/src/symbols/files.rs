@@ -38,7 +38,7 @@ pub(super) unsafe extern "C" fn write(fd: c_int, buffer: *const c_void, length: 
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn readv(fd: c_int, vectors: *const iovec, count: c_int) -> ssize_t {
+pub(super) unsafe extern "C" fn readv(fd: c_int, vectors: *const iovec, count: c_int) -> ssize_t {
     in_fiber_or(
         |current, os| {
             if vectors.is_null() || !(1..=VECTORS_MAX).contains(&count) {
@@ -58,7 +58,7 @@ unsafe extern "C" fn readv(fd: c_int, vectors: *const iovec, count: c_int) -> ss
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn writev(fd: c_int, vectors: *const iovec, count: c_int) -> ssize_t {
+pub(super) unsafe extern "C" fn writev(fd: c_int, vectors: *const iovec, count: c_int) -> ssize_t {
     in_fiber_or(
         |current, os| {
             if vectors.is_null() || !(1..=VECTORS_MAX).contains(&count) {
@@ -129,7 +129,7 @@ pub(super) unsafe extern "C" fn ppoll(
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn fsync(fd: c_int) -> c_int {
+pub(super) unsafe extern "C" fn fsync(fd: c_int) -> c_int {
     in_fiber_or(
         |current, os| answer_int(os.sync_file(current, fd, false).map(|()| 0)),
         // SAFETY: no memory is involved.
@@ -138,7 +138,7 @@ unsafe extern "C" fn fsync(fd: c_int) -> c_int {
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn fdatasync(fd: c_int) -> c_int {
+pub(super) unsafe extern "C" fn fdatasync(fd: c_int) -> c_int {
     in_fiber_or(
         |current, os| answer_int(os.sync_file(current, fd, true).map(|()| 0)),
         // SAFETY: no memory is involved.
@@ -147,7 +147,12 @@ unsafe extern "C" fn fdatasync(fd: c_int) -> c_int {
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn sendfile(out: c_int, input: c_int, offset: *mut off_t, count: size_t) -> ssize_t {
+pub(super) unsafe extern "C" fn sendfile(
+    out: c_int,
+    input: c_int,
+    offset: *mut off_t,
+    count: size_t,
+) -> ssize_t {
     in_fiber_or(
         |current, os| {
             // SAFETY: the caller passes null or an offset.
@@ -161,7 +166,12 @@ unsafe extern "C" fn sendfile(out: c_int, input: c_int, offset: *mut off_t, coun
 
 /// The same on 64-bit Linux; what std calls.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn sendfile64(out: c_int, input: c_int, offset: *mut off_t, count: size_t) -> ssize_t {
+pub(super) unsafe extern "C" fn sendfile64(
+    out: c_int,
+    input: c_int,
+    offset: *mut off_t,
+    count: size_t,
+) -> ssize_t {
     // SAFETY: the caller's own arguments.
     unsafe { sendfile(out, input, offset, count) }
 }

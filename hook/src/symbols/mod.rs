@@ -1,8 +1,8 @@
 //! The interposed symbols: thin shims with C's signatures that pass on to the fiber's [`Os`](crate::Os), or outside a fiber to
 //! libc. Nothing here allocates, logs or panics.
 //!
-//! Not covered: calls that libc makes inside itself (stdio, its resolver's sockets), programs that make system calls by hand,
-//! and what the README lists as not hooked yet.
+//! [`hooked`] is the complete list. Not covered: calls that libc makes inside itself (stdio, its resolver's sockets), programs
+//! that make system calls by hand, and what the README lists as not hooked yet.
 
 mod aliases;
 mod descriptors;
@@ -11,3 +11,73 @@ mod multiplex;
 mod sockets;
 mod threads;
 mod time;
+
+/// A function that stands in for libc's of the same name.
+pub(crate) type Symbol = (&'static str, usize);
+
+macro_rules! list {
+    ($($module:ident: $($name:ident)*;)*) => {
+        [$($((stringify!($name), $module::$name as *const () as usize),)*)*]
+    };
+}
+
+/// Every hooked symbol, with the address of the definition here.
+pub(crate) fn hooked() -> impl Iterator<Item = Symbol> {
+    let list: [Symbol; _] = list! {
+        aliases: __close __connect __dup2 __fcntl __nanosleep __poll __poll_chk __ppoll_chk __read __read_chk __recv_chk
+            __recvfrom_chk __sched_yield __send __write;
+        descriptors: close dup dup2 dup3 fcntl fcntl64 ioctl pipe pipe2;
+        files: fdatasync fsync poll ppoll read readv sendfile sendfile64 write writev;
+        multiplex: epoll_pwait epoll_wait pselect select;
+        sockets: accept accept4 connect getsockopt recv recvfrom recvmmsg recvmsg send sendmmsg sendmsg sendto setsockopt
+            socket socketpair;
+        threads: getaddrinfo pthread_join pthread_key_create pthread_key_delete syscall waitpid;
+        time: clock_nanosleep nanosleep sched_yield sleep usleep;
+    };
+    list.into_iter()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::ffi::CString;
+    use std::path::Path;
+
+    /// The names of the functions in this folder's other files that take the place of libc's.
+    fn defined() -> BTreeSet<String> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/symbols");
+        let mut names = BTreeSet::new();
+        for entry in std::fs::read_dir(folder).expect("the sources are there") {
+            let text =
+                std::fs::read_to_string(entry.expect("a folder can be listed").path()).expect("a source");
+            let definitions = text.split("#[unsafe(no_mangle)]").skip(1);
+            names.extend(definitions.filter_map(|definition| {
+                let name = definition.split_once(" fn ")?.1.split('(').next()?;
+                (!name.starts_with('$')).then(|| name.to_owned())
+            }));
+            // Those that a macro defines: `alias = module::name(...)`.
+            names.extend(text.lines().filter_map(|line| {
+                let (name, rest) = line.trim().split_once(" = ")?;
+                let is_alias = rest.ends_with(';') && rest.contains("::") && rest.contains(") -> ");
+                (is_alias && !name.starts_with('$')).then(|| name.to_owned())
+            }));
+        }
+        names
+    }
+
+    #[test]
+    fn the_list_has_all_definitions_and_nothing_else() {
+        let listed: BTreeSet<String> = super::hooked().map(|(name, _)| name.to_owned()).collect();
+        assert_eq!(listed, defined());
+    }
+
+    #[test]
+    fn every_hook_is_live_in_this_process() {
+        for (name, address) in super::hooked() {
+            let c_name = CString::new(name).expect("a name has no NUL");
+            // SAFETY: a C string; dlsym only looks it up.
+            let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c_name.as_ptr()) } as usize;
+            assert_eq!(found, address, "{name} resolves to somebody else's function");
+        }
+    }
+}

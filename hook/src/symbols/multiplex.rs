@@ -38,7 +38,7 @@ fn from_ms(timeout_ms: c_int) -> Option<Duration> {
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn epoll_wait(
+pub(super) unsafe extern "C" fn epoll_wait(
     epoll: c_int,
     events: *mut epoll_event,
     capacity: c_int,
@@ -54,7 +54,7 @@ unsafe extern "C" fn epoll_wait(
 
 /// The signal mask belongs to the thread, which serves other fibers during the wait: it is left as it is.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn epoll_pwait(
+pub(super) unsafe extern "C" fn epoll_pwait(
     epoll: c_int,
     events: *mut epoll_event,
     capacity: c_int,
@@ -125,7 +125,7 @@ unsafe fn select_in_fiber(
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn select(
+pub(super) unsafe extern "C" fn select(
     limit: c_int,
     read: *mut fd_set,
     write: *mut fd_set,
@@ -160,7 +160,7 @@ unsafe extern "C" fn select(
 
 /// The signal mask is left as it is, as in `epoll_pwait`.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn pselect(
+pub(super) unsafe extern "C" fn pselect(
     limit: c_int,
     read: *mut fd_set,
     write: *mut fd_set,

@@ -9,7 +9,7 @@ use squall_fiber::run_blocking;
 
 /// Variadic in C: the arguments travel in the same registers as these.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn syscall(
+pub(super) unsafe extern "C" fn syscall(
     number: c_long,
     a1: c_long,
     a2: c_long,
@@ -45,7 +45,7 @@ impl<T> Borrowed<T> {
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn getaddrinfo(
+pub(super) unsafe extern "C" fn getaddrinfo(
     node: *const c_char,
     service: *const c_char,
     hints: *const addrinfo,
@@ -70,7 +70,7 @@ unsafe extern "C" fn getaddrinfo(
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn waitpid(pid: pid_t, status: *mut c_int, options: c_int) -> pid_t {
+pub(super) unsafe extern "C" fn waitpid(pid: pid_t, status: *mut c_int, options: c_int) -> pid_t {
     in_fiber_or(
         |_, _| {
             if (options & libc::WNOHANG) != 0 {
@@ -97,7 +97,7 @@ unsafe extern "C" fn waitpid(pid: pid_t, status: *mut c_int, options: c_int) -> 
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn pthread_join(thread: pthread_t, value: *mut *mut c_void) -> c_int {
+pub(super) unsafe extern "C" fn pthread_join(thread: pthread_t, value: *mut *mut c_void) -> c_int {
     in_fiber_or(
         |_, _| {
             let value = Borrowed(value);
@@ -113,7 +113,7 @@ unsafe extern "C" fn pthread_join(thread: pthread_t, value: *mut *mut c_void) ->
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn pthread_key_create(
+pub(super) unsafe extern "C" fn pthread_key_create(
     key: *mut pthread_key_t,
     destructor: Option<unsafe extern "C" fn(*mut c_void)>,
 ) -> c_int {
@@ -127,7 +127,7 @@ unsafe extern "C" fn pthread_key_create(
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn pthread_key_delete(key: pthread_key_t) -> c_int {
+pub(super) unsafe extern "C" fn pthread_key_delete(key: pthread_key_t) -> c_int {
     squall_fiber::forget_pthread_key(key);
     // SAFETY: no memory is involved.
     unsafe { real::pthread_key_delete(key) }

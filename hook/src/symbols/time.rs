@@ -36,7 +36,7 @@ fn sleep_in_fiber(current: squall_fiber::Current<'_>, os: &dyn crate::Os, durati
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn sleep(seconds: c_uint) -> c_uint {
+pub(super) unsafe extern "C" fn sleep(seconds: c_uint) -> c_uint {
     in_fiber_or(
         |current, os| {
             sleep_in_fiber(current, os, Duration::from_secs(seconds as u64));
@@ -48,7 +48,7 @@ unsafe extern "C" fn sleep(seconds: c_uint) -> c_uint {
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn usleep(microseconds: useconds_t) -> c_int {
+pub(super) unsafe extern "C" fn usleep(microseconds: useconds_t) -> c_int {
     in_fiber_or(
         |current, os| {
             sleep_in_fiber(current, os, Duration::from_micros(microseconds as u64));
@@ -77,7 +77,7 @@ pub(super) unsafe extern "C" fn nanosleep(request: *const timespec, remaining: *
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn clock_nanosleep(
+pub(super) unsafe extern "C" fn clock_nanosleep(
     clock: c_int,
     flags: c_int,
     request: *const timespec,
