@@ -1,0 +1,156 @@
+//! Runs a case on a plain thread and in fibers and compares what it noted; and what many cases need: companions, connected pairs, the C
+//! structs. Only the cases of this suite call it.
+
+use squall_fiber::{Tls, with_current};
+use squall_hook::Builder;
+use squall_iomanager::IoManager;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::RawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+/// What a case has seen.
+pub type Notes = Vec<String>;
+
+/// How long a case lets the others run: long enough that whoever is to wait by then waits.
+pub const PAUSE: Duration = Duration::from_millis(20);
+
+/// Runs a case in every way. `waits` says whether it has to wait somewhere.
+pub fn differ(waits: bool, case: fn(&mut Notes)) {
+    let mut plain = Notes::new();
+    case(&mut plain);
+    for way in [Way::Private, Way::PrivateOnTwo, Way::Shared] {
+        let (hooked, went_on) = in_fiber(way, case);
+        assert_eq!(plain, hooked, "plain (left) and hooked (right, {way:?}) differ");
+        // With two workers the counting fiber may be with the other.
+        assert!(went_on || !waits || way == Way::PrivateOnTwo, "{way:?}: the wait blocked the worker");
+    }
+}
+
+/// The kinds of fiber that a case runs in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// With thread-locals of its own; the only worker serves its companions, too.
+    Private,
+    /// The same with a second worker, so that companions run at the same time, and either may move.
+    PrivateOnTwo,
+    /// With the worker's thread-locals.
+    Shared,
+}
+
+impl Way {
+    fn builder(self) -> Builder {
+        Builder::new().tls(if self == Way::Shared { Tls::Shared } else { Tls::Private })
+    }
+}
+
+/// Runs a case in a fiber. Says also whether another fiber went on meanwhile.
+fn in_fiber(way: Way, case: fn(&mut Notes)) -> (Notes, bool) {
+    let manager = IoManager::new(if way == Way::PrivateOnTwo { 2 } else { 1 }, false).unwrap();
+    let (ticks, done) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+    let (counter, stop) = (Arc::clone(&ticks), Arc::clone(&done));
+    manager.spawn(move || {
+        while !stop.load(Ordering::SeqCst) {
+            thread::sleep(Duration::from_millis(1));
+            counter.fetch_add(1, Ordering::SeqCst);
+        }
+    });
+    let fiber = manager.spawn_with(way.builder(), move || {
+        // Ends the counting also when the case panics, or the manager would wait for it for ever.
+        let _stop = StopOnDrop(done);
+        let mut notes = Notes::new();
+        case(&mut notes);
+        notes
+    });
+    manager.stop();
+    let notes = fiber.join().unwrap_or_else(|_| panic!("the case panicked in a fiber ({way:?})"));
+    (notes, ticks.load(Ordering::SeqCst) > 1)
+}
+
+struct StopOnDrop(Arc<AtomicBool>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Starts a companion: a thread beside a plain case, beside a hooked one a fiber of the same kind. The answer waits for its end.
+pub fn companion(f: impl FnOnce() + Send + 'static) -> Box<dyn FnOnce()> {
+    match with_current(|current| current.map(|current| current.has_private_tls())) {
+        None => {
+            let thread = thread::spawn(f);
+            Box::new(move || thread.join().unwrap())
+        }
+        Some(is_private) => {
+            let tls = if is_private { Tls::Private } else { Tls::Shared };
+            let fiber = Builder::new().tls(tls).spawn(f);
+            Box::new(move || fiber.join().unwrap())
+        }
+    }
+}
+
+/// Notes what a C call returned, and errno if it failed.
+pub fn raw(notes: &mut Notes, what: &str, result: impl Into<i64>) {
+    let result = result.into();
+    let errno = std::io::Error::last_os_error().raw_os_error();
+    notes.push(format!("{what}: {result} {:?}", (result < 0).then_some(errno)));
+}
+
+/// As [`raw`], for calls that return a size.
+pub fn raw_size(notes: &mut Notes, what: &str, result: isize) {
+    raw(notes, what, result as i64);
+}
+
+/// Notes what a call of std returned.
+pub fn kind<T: std::fmt::Debug>(notes: &mut Notes, what: &str, result: std::io::Result<T>) {
+    notes.push(format!("{what}: {:?}", result.map_err(|error| (error.kind(), error.raw_os_error()))));
+}
+
+/// Two ends of a TCP connection.
+pub fn tcp_pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    (client, listener.accept().unwrap().0)
+}
+
+/// Sets SO_RCVTIMEO or SO_SNDTIMEO.
+pub fn set_timeout(fd: RawFd, option: libc::c_int, timeout: Duration) {
+    let value = libc::timeval { tv_sec: 0, tv_usec: timeout.as_micros() as i64 };
+    // SAFETY: the option takes a timeval.
+    let result = unsafe {
+        libc::setsockopt(
+            fd,
+            libc::SOL_SOCKET,
+            option,
+            (&raw const value).cast(),
+            size_of::<libc::timeval>() as u32,
+        )
+    };
+    assert_eq!(result, 0);
+}
+
+pub fn poll(entries: &mut [libc::pollfd], timeout_ms: i32) -> i32 {
+    // SAFETY: the entries are a live slice.
+    unsafe { libc::poll(entries.as_mut_ptr(), entries.len() as libc::nfds_t, timeout_ms) }
+}
+
+pub fn entry(fd: RawFd, events: i16) -> libc::pollfd {
+    libc::pollfd { fd, events, revents: 0 }
+}
+
+/// Messages of one vector each, for `recvmmsg` and `sendmmsg`.
+pub fn messages(vectors: &mut [libc::iovec]) -> Vec<libc::mmsghdr> {
+    vectors
+        .iter_mut()
+        .map(|vector| {
+            // SAFETY: an all-zero message is valid.
+            let mut message: libc::mmsghdr = unsafe { std::mem::zeroed() };
+            message.msg_hdr.msg_iov = vector;
+            message.msg_hdr.msg_iovlen = 1;
+            message
+        })
+        .collect()
+}
