@@ -47,8 +47,8 @@
 #![forbid(unsafe_code)]
 
 pub use squall_fiber::{
-    Builder, Fiber, FiberInfo, GuardMethod, JoinHandle, Scope, ScopedJoinHandle, Tls, WaitKind, current,
-    fibers, park, park_timeout, scope, sleep, spawn, yield_now,
+    Builder, Fiber, FiberInfo, GuardMethod, Interrupt, JoinHandle, Scope, ScopedJoinHandle, Tls, WaitKind,
+    current, fibers, is_cancelled, park, park_timeout, scope, shield, sleep, spawn, with_deadline, yield_now,
 };
 pub use squall_hook::{Os, OsExtension, set_workers};
 pub use squall_iomanager::{Event, IoManager};

@@ -7,6 +7,8 @@
 //!    `yielder` belong to the fiber itself, which runs on one worker at a time.
 //! 3. `timer` belongs to the thread of the `home` worker, which is the one that parked the fiber. `home` changes only when a
 //!    worker starts to run the fiber, so it stands still while the fiber is parked.
+//! 4. `limits` and `interruptible` belong to the fiber itself; the worker reads `interruptible` as it parks the fiber.
+//!    `cancelled` is set by anybody and never cleared.
 //!
 //! The state word packs a generation, the reason of the last wake-up, and where the fiber stands:
 //!
@@ -17,10 +19,12 @@
 //! ```
 //!
 //! Every wait has its own generation, so a wake-up meant for an earlier wait (a timer or a readiness event that lost a race)
-//! finds another generation and does nothing: no wait ever ends for a reason that is not its own.
+//! finds another generation and does nothing: no wait ever ends for a reason that is not its own. While the fiber is parked
+//! the place of the reason says whether cancellation may end the wait.
 
 use crate::completion::Completion;
 use crate::context;
+use crate::interrupt::Limits;
 use crate::scheduler::Shared;
 use crate::stack::FiberStack;
 use crate::timer::TimerId;
@@ -56,6 +60,10 @@ pub enum Wake {
     TimedOut,
     /// The thing waited on is gone, such as a descriptor that was closed.
     Closed,
+    /// The fiber has been cancelled. Only in [`Wait::block_interruptible`].
+    Cancelled,
+    /// The deadline of an enclosing [`crate::with_deadline`] has passed. Only in [`Wait::block_interruptible`].
+    Expired,
 }
 
 impl Wake {
@@ -63,7 +71,18 @@ impl Wake {
         match bits {
             0 => Wake::Ready,
             1 => Wake::TimedOut,
-            _ => Wake::Closed,
+            2 => Wake::Closed,
+            _ => Wake::Cancelled,
+        }
+    }
+
+    /// Two bits: who waits knows by himself which of the deadlines was the earlier.
+    fn bits(self) -> u64 {
+        match self {
+            Wake::Ready => 0,
+            Wake::TimedOut | Wake::Expired => 1,
+            Wake::Closed => 2,
+            Wake::Cancelled => 3,
         }
     }
 }
@@ -108,6 +127,8 @@ const WAITING: u64 = 1;
 const PARKED: u64 = 2;
 const REASON_SHIFT: u32 = 2;
 const REASON_MASK: u64 = 0b11 << REASON_SHIFT;
+/// In the place of the reason while the fiber is parked: cancellation ends the wait.
+const INTERRUPTIBLE: u64 = 1 << REASON_SHIFT;
 const GENERATION_SHIFT: u32 = 4;
 
 /// What a fiber tells its worker as it switches away.
@@ -151,6 +172,10 @@ pub(crate) struct Inner {
     park_generation: AtomicU64,
     wait_kind: AtomicU8,
     wait_detail: AtomicU64,
+    pub(crate) cancelled: AtomicBool,
+    /// Whether cancellation may end the wait that the fiber is switching away for.
+    interruptible: Cell<bool>,
+    pub(crate) limits: Cell<Limits>,
 }
 
 // SAFETY: the fields that are not atomics are handed from thread to thread by the rules at the top of this file; what the
@@ -192,6 +217,9 @@ impl Inner {
             park_generation: AtomicU64::new(0),
             wait_kind: AtomicU8::new(WaitKind::None as u8),
             wait_detail: AtomicU64::new(0),
+            cancelled: AtomicBool::new(false),
+            interruptible: Cell::new(false),
+            limits: Cell::default(),
         }
     }
 
@@ -199,16 +227,36 @@ impl Inner {
     /// queues the fiber. False if the wait has ended meanwhile; then the caller keeps the fiber.
     pub(crate) fn park(&self) -> bool {
         let state = self.state.load(Ordering::Relaxed);
-        (state & STANDING_MASK) == WAITING
-            && self
-                .state
-                .compare_exchange(
-                    state,
-                    (state & !STANDING_MASK) | PARKED,
-                    Ordering::AcqRel,
-                    Ordering::Acquire,
-                )
-                .is_ok()
+        if (state & STANDING_MASK) != WAITING {
+            return false;
+        }
+        let wait = state & !(STANDING_MASK | REASON_MASK);
+        let interruptible = self.interruptible.get();
+        let parked = wait | PARKED | if interruptible { INTERRUPTIBLE } else { 0 };
+        if self.state.compare_exchange(state, parked, Ordering::SeqCst, Ordering::Acquire).is_err() {
+            return false;
+        }
+        // A `cancel` may have come after the fiber's own look at the flag and have found it not yet parked. Why one of the two
+        // sees the other: see `cancel`.
+        let cancelled = interruptible && self.cancelled.load(Ordering::SeqCst);
+        let woken = wait | (Wake::Cancelled.bits() << REASON_SHIFT) | RUNNING;
+        !(cancelled
+            && self.state.compare_exchange(parked, woken, Ordering::AcqRel, Ordering::Relaxed).is_ok())
+    }
+
+    /// Makes the interruptible wait that the fiber is in, and every later one, end with [`Wake::Cancelled`].
+    ///
+    /// Why no wait sleeps through it. The flag is stored before the state is loaded here; `park` sets the state before it loads
+    /// the flag; all four are sequentially consistent, so they have one order. If the load here comes first, the flag was set
+    /// before the fiber parked, and `park` sees it. If it comes second, it finds the fiber parked and wakes it, or finds a later
+    /// state: then that wait has ended, and the next one goes through the same. If each sees the other, the state word lets one
+    /// of them end the wait.
+    pub(crate) fn cancel(self: &Arc<Self>) {
+        self.cancelled.store(true, Ordering::SeqCst);
+        let state = self.state.load(Ordering::SeqCst);
+        if (state & (STANDING_MASK | INTERRUPTIBLE)) == (PARKED | INTERRUPTIBLE) {
+            self.wake(state >> GENERATION_SHIFT, Wake::Cancelled);
+        }
     }
 
     /// A waker for the wait that the fiber has begun, for the worker that sets its timer.
@@ -224,7 +272,7 @@ impl Inner {
             if (state >> GENERATION_SHIFT) != generation || standing == RUNNING {
                 return false;
             }
-            let woken = (generation << GENERATION_SHIFT) | ((reason as u64) << REASON_SHIFT) | RUNNING;
+            let woken = (generation << GENERATION_SHIFT) | (reason.bits() << REASON_SHIFT) | RUNNING;
             match self.state.compare_exchange_weak(state, woken, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => {
                     if standing == PARKED {
@@ -350,6 +398,16 @@ impl Fiber {
     pub fn unpark(&self) {
         self.0.unpark();
     }
+
+    /// Cancels the fiber, for good: the call that it waits in, and every later one that would wait, returns an error (hooked
+    /// calls `ECANCELED`) or early (sleeps, [`crate::park`]). Code inside [`crate::shield`] does not notice; neither do waits that
+    /// know no errors: locks of std and parking_lot, joins, calls on the blocking pool that have begun.
+    ///
+    /// # Blocking
+    /// Never.
+    pub fn cancel(&self) {
+        self.0.cancel();
+    }
 }
 
 impl fmt::Debug for Fiber {
@@ -375,6 +433,10 @@ impl fmt::Debug for Current<'_> {
 impl<'a> Current<'a> {
     pub(crate) fn new(inner: &'a Arc<Inner>) -> Self {
         Self { inner, _not_send: PhantomData }
+    }
+
+    pub(crate) fn inner(self) -> &'a Inner {
+        self.inner
     }
 
     /// A handle that others may keep.
@@ -440,7 +502,7 @@ impl<'a> Current<'a> {
         if inner.unpark_token.load(Ordering::SeqCst) {
             wait.abandon();
         } else {
-            wait.block(deadline);
+            wait.block_interruptible(deadline);
         }
         // An unpark that still reads it wakes a wait that is over, which does nothing.
         inner.park_generation.store(0, Ordering::Relaxed);
@@ -464,13 +526,60 @@ impl Wait<'_> {
         Waker { fiber: Arc::clone(self.current.inner), generation: self.generation }
     }
 
-    /// Waits until a waker fires or `deadline` passes.
+    /// Waits until a waker fires or `deadline` passes. Nothing interrupts it: for waits whose callers know no errors.
     ///
     /// # Blocking
     /// Suspends the fiber.
     #[inline]
     pub fn block(self, deadline: Option<Instant>) -> Wake {
+        self.suspend(deadline, false)
+    }
+
+    /// As [`Wait::block`], but cancelling the fiber ends it with [`Wake::Cancelled`], and the deadline of an enclosing
+    /// [`crate::with_deadline`] with [`Wake::Expired`]; at once, if that has already happened. Not inside [`crate::shield`].
+    ///
+    /// The wakers are where they were: the caller takes them out, as after [`Wake::TimedOut`].
+    ///
+    /// # Blocking
+    /// Suspends the fiber, also if the wait ends at once: code that does not heed interruptions and tries again and again must
+    /// leave the others of its worker their turn.
+    #[inline]
+    pub fn block_interruptible(self, deadline: Option<Instant>) -> Wake {
         let inner = self.current.inner;
+        let limits = inner.limits.get();
+        // Relaxed: `park` looks again.
+        if !limits.shielded && inner.cancelled.load(Ordering::Relaxed) {
+            return self.end_at_once(Wake::Cancelled);
+        }
+        match limits.deadline {
+            Some(end) if deadline.is_none_or(|deadline| end < deadline) => {
+                if Instant::now() >= end {
+                    return self.end_at_once(Wake::Expired);
+                }
+                match self.suspend(Some(end), !limits.shielded) {
+                    Wake::TimedOut => Wake::Expired,
+                    wake => wake,
+                }
+            }
+            _ => self.suspend(deadline, !limits.shielded),
+        }
+    }
+
+    #[cold]
+    fn end_at_once(self, reason: Wake) -> Wake {
+        let inner = self.current.inner;
+        if inner.wake(self.generation, reason) {
+            self.current.yield_now();
+            return reason;
+        }
+        // A waker was faster: whoever fired it counts on being heard.
+        Wake::from_bits((inner.state.load(Ordering::Acquire) & REASON_MASK) >> REASON_SHIFT)
+    }
+
+    #[inline(always)]
+    fn suspend(self, deadline: Option<Instant>, interruptible: bool) -> Wake {
+        let inner = self.current.inner;
+        inner.interruptible.set(interruptible);
         if (inner.state.load(Ordering::Acquire) & STANDING_MASK) == WAITING {
             // SAFETY: `Current` exists only inside the fiber that it names.
             unsafe { inner.suspend(Suspend::Wait { deadline }) };
@@ -502,7 +611,8 @@ impl fmt::Debug for Waker {
 }
 
 impl Waker {
-    /// Ends the wait, if it is not over. True if it was this call that did.
+    /// Ends the wait, if it is not over. True if it was this call that did. [`Wake::TimedOut`] is for timers, [`Wake::Cancelled`]
+    /// and [`Wake::Expired`] for the runtime.
     ///
     /// # Blocking
     /// Never.

@@ -157,6 +157,21 @@ impl<T> JoinHandle<T> {
         self.fiber.0.completion.is_done()
     }
 
+    /// As [`Fiber::cancel`]: the fiber's current or next wait, and all later ones, end with an error. Join it to know when it
+    /// has ended.
+    ///
+    /// ```
+    /// let fiber = squall_fiber::spawn(|| squall_fiber::sleep(std::time::Duration::from_secs(3600)));
+    /// fiber.cancel();
+    /// fiber.join().unwrap(); // long before the hour is over
+    /// ```
+    ///
+    /// # Blocking
+    /// Never.
+    pub fn cancel(&self) {
+        self.fiber.cancel();
+    }
+
     /// The fiber itself.
     pub fn fiber(&self) -> &Fiber {
         &self.fiber
@@ -180,7 +195,8 @@ pub fn yield_now() {
     });
 }
 
-/// Sleeps at least `duration`; outside a fiber, sleeps the thread.
+/// Sleeps at least `duration`; outside a fiber, sleeps the thread. A fiber that is cancelled, or whose
+/// [`with_deadline`](crate::with_deadline) has passed, is woken early.
 ///
 /// # Blocking
 /// Suspends the fiber.
@@ -191,14 +207,15 @@ pub fn sleep(duration: Duration) {
             let deadline = Instant::now().checked_add(duration);
             current
                 .begin_wait(WaitKind::Sleep, duration.as_nanos().min(u64::MAX as u128) as u64)
-                .block(deadline);
+                .block_interruptible(deadline);
         }
         _ => thread::sleep(duration),
     });
 }
 
 /// Waits for [`Fiber::unpark`]; returns at once if that was called since the last `park`. Outside a fiber, parks the thread.
-/// Like `std::thread::park` it may return early: in a [`Tls::Shared`] fiber that unwinds a panic, always.
+/// Like `std::thread::park` it may return early: when the fiber is cancelled or its [`with_deadline`](crate::with_deadline) has
+/// passed, and in a [`Tls::Shared`] fiber that unwinds a panic, always.
 ///
 /// # Blocking
 /// Suspends the fiber.

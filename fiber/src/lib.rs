@@ -29,6 +29,7 @@ mod context;
 mod driver;
 mod fiber;
 mod handle;
+mod interrupt;
 pub mod lock;
 mod overflow;
 mod scheduler;
@@ -44,6 +45,7 @@ pub use context::{in_fiber, is_forked_child, with_current};
 pub use driver::{Driver, Unpark};
 pub use fiber::{Current, Fiber, Tls, Wait, WaitKind, Wake, Waker};
 pub use handle::{Builder, JoinHandle, current, park, park_timeout, sleep, spawn, yield_now};
+pub use interrupt::{Interrupt, is_cancelled, shield, with_deadline};
 pub use scheduler::{
     FiberInfo, Hold, Scheduler, SchedulerConfig, SchedulerMetrics, current_metrics, fibers,
     set_default_scheduler, with_driver,

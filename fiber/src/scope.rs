@@ -131,6 +131,19 @@ impl<T> fmt::Debug for ScopedJoinHandle<'_, T> {
 }
 
 impl<T> ScopedJoinHandle<'_, T> {
+    /// As [`Fiber::cancel`]. The scope still waits for the fiber to end.
+    ///
+    /// # Blocking
+    /// Never.
+    pub fn cancel(&self) {
+        self.fiber.cancel();
+    }
+
+    /// The fiber itself.
+    pub fn fiber(&self) -> &Fiber {
+        &self.fiber
+    }
+
     /// Waits for the fiber to end.
     ///
     /// # Errors

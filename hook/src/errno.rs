@@ -2,6 +2,7 @@
 
 use crate::real;
 use core::ffi::{c_int, c_long};
+use squall_fiber::Interrupt;
 
 /// An errno value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,6 +13,8 @@ impl Errno {
     pub const AGAIN: Errno = Errno(libc::EAGAIN);
     /// Not an open descriptor.
     pub const BADF: Errno = Errno(libc::EBADF);
+    /// The fiber has been cancelled.
+    pub const CANCELED: Errno = Errno(libc::ECANCELED);
     /// Invalid argument.
     pub const INVAL: Errno = Errno(libc::EINVAL);
     /// The operation goes on.
@@ -22,6 +25,14 @@ impl Errno {
     pub const OPNOTSUPP: Errno = Errno(libc::EOPNOTSUPP);
     /// Not a socket.
     pub const NOTSOCK: Errno = Errno(libc::ENOTSOCK);
+
+    /// What a call returns that ends because its fiber is interrupted.
+    pub fn of_interrupt(interrupt: Interrupt) -> Errno {
+        match interrupt {
+            Interrupt::Cancelled => Errno::CANCELED,
+            Interrupt::DeadlineExceeded => Errno::TIMEDOUT,
+        }
+    }
 
     /// The caller's current errno.
     pub fn last() -> Errno {

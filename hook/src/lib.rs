@@ -35,7 +35,10 @@ mod symbols;
 pub use errno::{Errno, Result};
 pub use os::{AddressMut, Buffer, BufferMut, Os, OsExtension, PollEntry};
 pub use real_os::RealOs;
-pub use squall_fiber::{Builder, Fiber, JoinHandle, current, park, scope, sleep, spawn, yield_now};
+pub use squall_fiber::{
+    Builder, Fiber, Interrupt, JoinHandle, current, is_cancelled, park, park_timeout, scope, shield, sleep,
+    spawn, with_deadline, yield_now,
+};
 
 use core::sync::atomic::{AtomicUsize, Ordering};
 use squall_fiber::{Scheduler, SchedulerConfig};

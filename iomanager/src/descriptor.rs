@@ -218,7 +218,8 @@ impl Slot {
         self.unconditional_since[direction as usize].store(epoch, Ordering::Relaxed);
     }
 
-    /// Waits until an edge comes after `seen_edges`, or the deadline passes, or the descriptor is closed.
+    /// Waits until an edge comes after `seen_edges`, or the deadline passes, or the descriptor is closed, or the fiber is
+    /// interrupted.
     ///
     /// # Errors
     /// What the kernel says when the descriptor cannot be registered: `EPERM` for a regular file, `EBADF`, `ENOSPC`.
@@ -244,8 +245,8 @@ impl Slot {
                     return Err(error);
                 }
             }
-            let wake = wait.block(deadline);
-            if wake == Wake::TimedOut {
+            let wake = wait.block_interruptible(deadline);
+            if matches!(wake, Wake::TimedOut | Wake::Cancelled | Wake::Expired) {
                 self.remove_waker(direction, &waker);
             }
             Ok(wake)

@@ -31,6 +31,8 @@ pub(super) fn connect(fd: RawFd, address: &[u8]) -> Result<()> {
             Ok(Wake::Ready) => seen_edges = slot.edges(Direction::Write),
             // What the kernel says when SO_SNDTIMEO ends a connect, which goes on in the background.
             Ok(Wake::TimedOut) => return Err(Errno::INPROGRESS),
+            Ok(Wake::Cancelled) => return Err(Errno::CANCELED),
+            Ok(Wake::Expired) => return Err(Errno::TIMEDOUT),
             Ok(Wake::Closed) => return Err(Errno::BADF),
             Err(error) => return Err(Errno(error.raw_os_error().unwrap_or(libc::EIO))),
         }

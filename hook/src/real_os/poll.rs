@@ -50,16 +50,21 @@ pub(super) fn poll(
             Err(errno) => Err(errno),
         };
         // Only now is there nothing between the look and the wait that could be missed.
-        let mut timed_out = false;
+        let mut wake = Wake::Ready;
         if ready == Ok(0) {
-            timed_out = wait.block(deadline) == Wake::TimedOut;
+            wake = wait.block_interruptible(deadline);
             ready = look(entries);
         } else {
             wait.abandon();
         }
         remove_wakers(entries, &waker);
-        if ready != Ok(0) || timed_out {
-            return ready;
+        match wake {
+            // What became ready in the same moment must not be lost.
+            _ if ready != Ok(0) => return ready,
+            Wake::TimedOut => return ready,
+            Wake::Cancelled => return Err(Errno::CANCELED),
+            Wake::Expired => return Err(Errno::TIMEDOUT),
+            Wake::Ready | Wake::Closed => {}
         }
     }
 }
@@ -88,6 +93,8 @@ pub(super) fn wait_events(
         match slot.wait(Direction::Read, seen_edges, deadline) {
             Ok(Wake::Ready) => {}
             Ok(Wake::TimedOut) => return look(),
+            Ok(Wake::Cancelled) => return Err(Errno::CANCELED),
+            Ok(Wake::Expired) => return Err(Errno::TIMEDOUT),
             Ok(Wake::Closed) => return Err(Errno::BADF),
             Err(error) => return Err(Errno(error.raw_os_error().unwrap_or(libc::EIO))),
         }

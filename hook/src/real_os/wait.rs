@@ -65,7 +65,8 @@ impl Waiting {
     /// Waits for an edge after `seen_edges`.
     ///
     /// # Errors
-    /// `EAGAIN` if the user does not want to wait, or the time is up; `EBADF` if the descriptor was closed meanwhile.
+    /// `EAGAIN` if the user does not want to wait, or the time is up; `EBADF` if the descriptor was closed meanwhile; `ECANCELED`
+    /// or `ETIMEDOUT` if the fiber was interrupted.
     pub(crate) fn wait(&mut self, slot: &Slot, seen_edges: u32) -> Result<()> {
         let deadline = match self.deadline {
             Some(deadline) => deadline,
@@ -74,6 +75,8 @@ impl Waiting {
         match slot.wait(self.direction, seen_edges, deadline) {
             Ok(Wake::Ready) => Ok(()),
             Ok(Wake::TimedOut) => Err(Errno::AGAIN),
+            Ok(Wake::Cancelled) => Err(Errno::CANCELED),
+            Ok(Wake::Expired) => Err(Errno::TIMEDOUT),
             Ok(Wake::Closed) => Err(Errno::BADF),
             Err(error) => Err(Errno(error.raw_os_error().unwrap_or(libc::EIO))),
         }
