@@ -109,15 +109,36 @@ pub enum WaitKind {
     Futex,
     /// A call on the blocking pool.
     Blocking,
+    /// A mutex or a reader-writer lock of `sync` (the detail is its address, as for all that follow).
+    Lock,
+    /// A condition variable to be notified.
+    Condvar,
+    /// Permits of a semaphore.
+    Semaphore,
+    /// The others at a barrier.
+    Barrier,
+    /// The tasks of a wait group to end.
+    WaitGroup,
+    /// Somebody else's initialisation.
+    Once,
+    /// Room in a channel.
+    Send,
+    /// A value from a channel.
+    Receive,
+    /// One of several channel operations (the detail says how many).
+    Select,
 }
 
 impl WaitKind {
     fn from_u8(value: u8) -> Self {
         use WaitKind::*;
-        [None, Sleep, Park, Join, Readable, Writable, Poll, Futex, Blocking]
-            .into_iter()
-            .find(|kind| *kind as u8 == value)
-            .unwrap_or(None)
+        [
+            None, Sleep, Park, Join, Readable, Writable, Poll, Futex, Blocking, Lock, Condvar, Semaphore,
+            Barrier, WaitGroup, Once, Send, Receive, Select,
+        ]
+        .into_iter()
+        .find(|kind| *kind as u8 == value)
+        .unwrap_or(None)
     }
 }
 
