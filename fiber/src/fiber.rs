@@ -178,6 +178,7 @@ pub(crate) struct Inner {
     /// It must always run on its home worker.
     pub(crate) pinned: bool,
     pub(crate) scheduler: Arc<Shared>,
+    pub(crate) extension: Option<&'static (dyn Any + Send + Sync)>,
     state: AtomicU64,
     pub(crate) home: AtomicUsize,
     pub(crate) body: UnsafeCell<Body>,
@@ -213,6 +214,7 @@ pub(crate) struct NewFiber {
     pub(crate) tls: Tls,
     pub(crate) pinned: bool,
     pub(crate) home: usize,
+    pub(crate) extension: Option<&'static (dyn Any + Send + Sync)>,
     pub(crate) entry: Entry,
 }
 
@@ -225,6 +227,7 @@ impl Inner {
             tls: new.tls,
             pinned: new.pinned,
             scheduler,
+            extension: new.extension,
             state: AtomicU64::new(1 << GENERATION_SHIFT),
             home: AtomicUsize::new(new.home),
             body: UnsafeCell::default(),
@@ -304,6 +307,15 @@ impl Inner {
                 Err(current) => state = current,
             }
         }
+    }
+
+    /// Makes sure that the fiber never runs again, and that nothing it holds is dropped: not even what an entry that has not run
+    /// yet has captured. For a fiber that is in no queue and has no timer, on its home worker's thread.
+    pub(crate) fn give_up(&self) {
+        let generation = self.state.load(Ordering::Relaxed) >> GENERATION_SHIFT;
+        // Whoever has a waker of its last wait finds another generation.
+        self.state.store(((generation + 1) << GENERATION_SHIFT) | RUNNING, Ordering::Release);
+        core::mem::forget(self.entry.take());
     }
 
     pub(crate) fn waits_for(&self) -> (WaitKind, u64) {
@@ -482,10 +494,11 @@ impl<'a> Current<'a> {
         self.has_private_tls() || !std::thread::panicking()
     }
 
-    /// What the creator of the scheduler attached to it: the seam through which the hook layer finds its operating system.
+    /// What [`crate::Builder::extension`] attached to this fiber or to the one that spawned it, else what the creator of the
+    /// scheduler attached to that: the seam through which the hook layer finds its operating system.
     #[inline]
     pub fn extension(self) -> Option<&'static (dyn Any + Send + Sync)> {
-        self.inner.scheduler.extension
+        self.inner.extension
     }
 
     /// Begins a wait: hand the wakers to whatever will end it, check once more that it has not happened yet, then

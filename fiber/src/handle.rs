@@ -4,6 +4,7 @@ use crate::context::with_current;
 use crate::fiber::{Entry, Fiber, Tls, WaitKind};
 use crate::scheduler;
 use crate::stack::STACK_BYTES_DEFAULT;
+use core::any::Any;
 use core::cell::UnsafeCell;
 use core::fmt;
 use core::panic::AssertUnwindSafe;
@@ -19,12 +20,24 @@ use std::time::{Duration, Instant};
 /// assert_eq!(handle.fiber().name(), Some("adder"));
 /// assert_eq!(handle.join().unwrap(), 2);
 /// ```
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Builder {
     pub(crate) name: Option<String>,
     pub(crate) stack_bytes: usize,
     pub(crate) tls: Tls,
     pub(crate) worker: Option<usize>,
+    pub(crate) extension: Option<&'static (dyn Any + Send + Sync)>,
+}
+
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder")
+            .field("name", &self.name)
+            .field("stack_bytes", &self.stack_bytes)
+            .field("tls", &self.tls)
+            .field("worker", &self.worker)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Default for Builder {
@@ -36,7 +49,13 @@ impl Default for Builder {
 impl Builder {
     /// The defaults: no name, 256 KiB of stack, private thread-locals, any worker.
     pub fn new() -> Self {
-        Self { name: None, stack_bytes: STACK_BYTES_DEFAULT, tls: Tls::default(), worker: None }
+        Self {
+            name: None,
+            stack_bytes: STACK_BYTES_DEFAULT,
+            tls: Tls::default(),
+            worker: None,
+            extension: None,
+        }
     }
 
     /// A name for lists of fibers and overflow reports.
@@ -60,6 +79,13 @@ impl Builder {
     /// Pins it to one worker (modulo their number).
     pub fn worker(mut self, index: usize) -> Self {
         self.worker = Some(index);
+        self
+    }
+
+    /// Attaches something that the fiber, and every fiber that it spawns in turn, finds with [`crate::Current::extension`]; without
+    /// it that is what the spawning fiber finds, or the scheduler's own.
+    pub fn extension(mut self, extension: &'static (dyn Any + Send + Sync)) -> Self {
+        self.extension = Some(extension);
         self
     }
 

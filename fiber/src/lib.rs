@@ -47,7 +47,7 @@ pub use fiber::{Current, Fiber, Tls, Wait, WaitKind, Wake, Waker};
 pub use handle::{Builder, JoinHandle, current, park, park_timeout, sleep, spawn, yield_now};
 pub use interrupt::{Interrupt, is_cancelled, shield, with_deadline};
 pub use scheduler::{
-    FiberInfo, Hold, Scheduler, SchedulerConfig, SchedulerMetrics, current_metrics, fibers,
+    FiberInfo, Hold, Scheduler, SchedulerConfig, SchedulerMetrics, abandon, current_metrics, fibers,
     set_default_scheduler, with_driver,
 };
 pub use scope::{Scope, ScopedJoinHandle, scope};

@@ -62,7 +62,7 @@ const CLOSED: usize = 1 << (usize::BITS - 1);
 /// What the workers and fibers of one scheduler share.
 pub(crate) struct Shared {
     pub(crate) workers: Box<[Worker]>,
-    pub(crate) extension: Option<&'static (dyn Any + Send + Sync)>,
+    extension: Option<&'static (dyn Any + Send + Sync)>,
     /// Runnable fibers that belong to no worker yet.
     injected: Lock<VecDeque<Arc<Inner>>>,
     injected_len: AtomicUsize,
@@ -184,6 +184,7 @@ impl Shared {
             worker.and_then(|(shared, index)| Arc::ptr_eq(shared, self).then_some(index))
         });
         let wanted = builder.worker.map(|worker| worker % self.workers.len());
+        let inherited = || here.and_then(|_| context::with_current(|current| current?.extension()));
         let home = wanted.or(here).unwrap_or(0);
         let fiber = Arc::new(Inner::new(
             Arc::clone(self),
@@ -196,6 +197,7 @@ impl Shared {
                 // that others take from once it has started, because `wanted` or its first worker has it.
                 pinned: wanted.is_some() || tls == Tls::Shared,
                 home,
+                extension: builder.extension.or_else(inherited).or(self.extension),
                 entry,
             },
         ));
@@ -216,6 +218,41 @@ impl Shared {
         }
         fiber
     }
+}
+
+/// Takes the power from fibers: every fiber of the caller's scheduler that has this very `extension` stops where it is, for ever. Nothing of
+/// them is dropped or unwound, their stacks, thread-locals and whatever they own stay allocated, and whoever waits for one of them
+/// to end waits for ever: a simulation throws away a whole simulated process that way, with all who could wait. Returns how many there
+/// were.
+///
+/// # Panics
+/// Outside a fiber, from one of those fibers, or in a scheduler with several workers, where others could be running.
+///
+/// # Blocking
+/// Never.
+pub fn abandon(extension: &'static (dyn Any + Send + Sync)) -> usize {
+    let is_meant = |fiber: &Inner| fiber.extension.is_some_and(|own| core::ptr::addr_eq(own, extension));
+    assert!(context::in_fiber(), "only a fiber can abandon others");
+    context::with_worker(|worker| {
+        let (shared, index) = worker.expect("a fiber runs on a worker");
+        assert_eq!(shared.workers.len(), 1, "fibers can be abandoned only where no other worker runs them");
+        let meant: Vec<Arc<Inner>> =
+            shared.live.lock().values().filter(|fiber| is_meant(fiber)).cloned().collect();
+        context::with_current(|current| {
+            let own = current.map(|current| current.id());
+            assert!(meant.iter().all(|fiber| Some(fiber.id) != own), "a fiber cannot abandon itself");
+        });
+        // SAFETY: the caller is a fiber on that worker's thread.
+        unsafe { shared.workers[index].forget_queued(shared, is_meant) };
+        for fiber in &meant {
+            // SAFETY: as above.
+            unsafe { shared.workers[index].forget_timer(fiber) };
+            fiber.give_up();
+            shared.live.lock().remove(&fiber.id);
+            shared.leave();
+        }
+        meant.len()
+    })
 }
 
 /// Runs fibers on a fixed set of worker threads.

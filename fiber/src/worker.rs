@@ -109,6 +109,29 @@ impl Worker {
         }
     }
 
+    /// Takes the fibers that are meant out of every queue.
+    ///
+    /// # Safety
+    /// The caller is on the thread that runs this worker, the only one of its scheduler.
+    pub(crate) unsafe fn forget_queued(&self, shared: &Shared, is_meant: impl Fn(&Inner) -> bool) {
+        self.drain_inbox();
+        while let Some(fiber) = shared.pop_injected() {
+            // SAFETY: on the owner's thread.
+            unsafe { self.push_local(fiber) };
+        }
+        // SAFETY: on the owner's thread; dropping an Arc that the register holds, too, runs nothing.
+        unsafe { self.owned(|owned| owned.queue.retain(|fiber| !is_meant(fiber))) };
+    }
+
+    /// Cancels the fiber's timer, if it has one.
+    ///
+    /// # Safety
+    /// The caller is on the thread that runs this worker, the fiber's home.
+    pub(crate) unsafe fn forget_timer(&self, fiber: &Arc<Inner>) {
+        // SAFETY: on the owner's thread; nothing inside switches fibers.
+        unsafe { self.owned(|owned| cancel_timer(owned, fiber)) };
+    }
+
     /// Ends the worker's sleep, if it sleeps. True if it did.
     pub(crate) fn unpark(&self) -> bool {
         // A worker that is awake looks at its inbox before it sleeps: no system call needed.
