@@ -2,16 +2,16 @@
 
 use super::kind;
 use super::poll::is_ready;
-use super::wait::{is_nonblocking, timeout};
+use super::wait::{is_nonblocking, refuse_if_interrupted, timeout};
 use crate::errno::{Errno, Result, check_int};
 use crate::real;
 use core::ffi::c_int;
-use squall_fiber::{Wake, run_blocking};
+use squall_fiber::{Current, Wake, run_blocking};
 use squall_iomanager::descriptor::Direction;
 use std::os::fd::RawFd;
 use std::time::Instant;
 
-pub(super) fn connect(fd: RawFd, address: &[u8]) -> Result<()> {
+pub(super) fn connect(current: Current<'_>, fd: RawFd, address: &[u8]) -> Result<()> {
     let Some(slot) = kind::socket(fd) else { return call(fd, address) };
     if is_nonblocking(fd)? {
         return call(fd, address);
@@ -20,7 +20,10 @@ pub(super) fn connect(fd: RawFd, address: &[u8]) -> Result<()> {
     match without_blocking(fd, || call(fd, address))? {
         Err(Errno::INPROGRESS) => {}
         // A Unix socket whose listener's backlog is full: there is nothing that the kernel would report an edge for.
-        Err(Errno::AGAIN) => return run_blocking(|| call(fd, address)),
+        Err(Errno::AGAIN) => {
+            refuse_if_interrupted(current)?;
+            return run_blocking(|| call(fd, address));
+        }
         answer => return answer,
     }
     let deadline = timeout(fd, Direction::Write).map(|timeout| Instant::now() + timeout);

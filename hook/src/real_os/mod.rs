@@ -7,6 +7,7 @@
 //!
 //! `accept` alone has no such flag: see [`listener`].
 
+pub(crate) mod child;
 mod connect;
 pub(crate) mod control;
 mod file;
@@ -34,8 +35,8 @@ impl Os for RealOs {
         current.begin_wait(WaitKind::Sleep, 0).block_interruptible(deadline);
     }
 
-    fn connect(&self, _: Current<'_>, fd: RawFd, address: &[u8]) -> Result<()> {
-        connect::connect(fd, address)
+    fn connect(&self, current: Current<'_>, fd: RawFd, address: &[u8]) -> Result<()> {
+        connect::connect(current, fd, address)
     }
 
     fn accept(&self, _: Current<'_>, fd: RawFd, peer: AddressMut, flags: i32) -> Result<RawFd> {
@@ -124,7 +125,8 @@ impl Os for RealOs {
         close(fd)
     }
 
-    fn sync_file(&self, _: Current<'_>, fd: RawFd, data_only: bool) -> Result<()> {
+    fn sync_file(&self, current: Current<'_>, fd: RawFd, data_only: bool) -> Result<()> {
+        wait::refuse_if_interrupted(current)?;
         squall_fiber::run_blocking(|| {
             // SAFETY: no memory is involved.
             check_int(unsafe { if data_only { real::fdatasync(fd) } else { real::fsync(fd) } }).map(drop)

@@ -7,7 +7,7 @@
 use crate::errno::{Errno, Result, check_int};
 use crate::real;
 use core::sync::atomic::{AtomicU32, Ordering};
-use squall_fiber::Wake;
+use squall_fiber::{Current, Wake};
 use squall_iomanager::descriptor::{Direction, Slot};
 use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
@@ -80,6 +80,17 @@ impl Waiting {
             Ok(Wake::Closed) => Err(Errno::BADF),
             Err(error) => Err(Errno(error.raw_os_error().unwrap_or(libc::EIO))),
         }
+    }
+}
+
+/// For calls on the blocking pool: once begun they cannot be interrupted, so an interrupted fiber does not begin them.
+///
+/// # Errors
+/// `ECANCELED`, `ETIMEDOUT`.
+pub(crate) fn refuse_if_interrupted(current: Current<'_>) -> Result<()> {
+    match current.interruption() {
+        Some(interrupt) => Err(Errno::of_interrupt(interrupt)),
+        None => Ok(()),
     }
 }
 

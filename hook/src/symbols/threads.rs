@@ -1,7 +1,9 @@
 //! Futexes, threads, children, and names: what waits without a descriptor.
 
-use crate::errno::{Errno, Result, answer_int, answer_long, check_int};
+use crate::errno::{answer_int, answer_long};
 use crate::os::in_fiber_or;
+use crate::real_os::child;
+use crate::real_os::wait::refuse_if_interrupted;
 use crate::{futex, real};
 use core::ffi::{c_char, c_int, c_long, c_void};
 use libc::{addrinfo, pid_t, pthread_key_t, pthread_t};
@@ -52,7 +54,11 @@ pub(super) unsafe extern "C" fn getaddrinfo(
     result: *mut *mut addrinfo,
 ) -> c_int {
     in_fiber_or(
-        |_, _| {
+        |current, _| {
+            if let Err(errno) = refuse_if_interrupted(current) {
+                real::set_errno(errno.0);
+                return libc::EAI_SYSTEM;
+            }
             let arguments = Borrowed((node, service, hints, result));
             let (answer, errno) = run_blocking(move || {
                 let (node, service, hints, result) = arguments.get();
@@ -72,25 +78,8 @@ pub(super) unsafe extern "C" fn getaddrinfo(
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C" fn waitpid(pid: pid_t, status: *mut c_int, options: c_int) -> pid_t {
     in_fiber_or(
-        |_, _| {
-            if (options & libc::WNOHANG) != 0 {
-                // SAFETY: the caller's own arguments.
-                return unsafe { real::waitpid(pid, status, options) };
-            }
-            let status = Borrowed(status);
-            let answer: Result<c_int> = run_blocking(move || {
-                let status = status.get();
-                loop {
-                    // SAFETY: the caller's own arguments, valid while it waits.
-                    match check_int(unsafe { real::waitpid(pid, status, options) }) {
-                        // A signal that this helper thread happened to get is not for the caller.
-                        Err(Errno(libc::EINTR)) => {}
-                        answer => return answer,
-                    }
-                }
-            });
-            answer_int(answer)
-        },
+        // SAFETY: the caller's own arguments.
+        |current, _| answer_int(unsafe { child::wait_for(current, pid, status, options) }),
         // SAFETY: the caller's own arguments.
         || unsafe { real::waitpid(pid, status, options) },
     )

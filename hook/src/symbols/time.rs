@@ -31,16 +31,23 @@ pub(super) unsafe fn timeout(time: *const timespec) -> Result<Option<Duration>> 
     unsafe { duration(time) }.map(Some).ok_or(Errno::INVAL)
 }
 
-fn sleep_in_fiber(current: squall_fiber::Current<'_>, os: &dyn crate::Os, duration: Duration) {
-    os.sleep_until(current, Instant::now().checked_add(duration));
+/// Sleeps in a fiber; says how much of the time is left if the fiber was interrupted.
+///
+/// The callers below do not say `EINTR`, as a signal would make them: whoever gets that sleeps on for what is left (std does), and
+/// would do so for ever.
+fn sleep_in_fiber(current: squall_fiber::Current<'_>, os: &dyn crate::Os, duration: Duration) -> Duration {
+    let deadline = Instant::now().checked_add(duration);
+    os.sleep_until(current, deadline);
+    deadline.map_or(duration, |deadline| deadline.saturating_duration_since(Instant::now()))
 }
 
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C" fn sleep(seconds: c_uint) -> c_uint {
     in_fiber_or(
         |current, os| {
-            sleep_in_fiber(current, os, Duration::from_secs(seconds as u64));
-            0
+            let left = sleep_in_fiber(current, os, Duration::from_secs(seconds as u64));
+            // Begun seconds count: 0 would say that all of them are over.
+            left.as_secs() as c_uint + c_uint::from(left.subsec_nanos() > 0)
         },
         // SAFETY: no memory is involved.
         || unsafe { real::sleep(seconds) },
