@@ -47,8 +47,9 @@
 #![forbid(unsafe_code)]
 
 pub use squall_fiber::{
-    Builder, Fiber, FiberInfo, GuardMethod, Interrupt, JoinHandle, Scope, ScopedJoinHandle, Tls, WaitKind,
-    current, fibers, is_cancelled, park, park_timeout, scope, shield, sleep, spawn, with_deadline, yield_now,
+    Builder, Fiber, FiberInfo, FiberLocal, GuardMethod, Interrupt, JoinHandle, Scope, ScopedJoinHandle, Tls,
+    WaitKind, block_on, current, fiber_local, fibers, is_cancelled, park, park_timeout, scope, shield, sleep,
+    spawn, with_deadline, yield_now,
 };
 pub use squall_hook::{Os, OsExtension, set_workers};
 pub use squall_iomanager::{Event, IoManager};

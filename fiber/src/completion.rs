@@ -2,12 +2,16 @@
 
 use crate::context::with_current;
 use crate::fiber::{WaitKind, Wake, Waker};
+use crate::future::wake_task;
 use crate::lock::Lock;
 use core::sync::atomic::{AtomicBool, Ordering};
+use core::task;
 
 enum Waiter {
     Fiber(Waker),
     Thread(std::thread::Thread),
+    /// At most one.
+    Task(task::Waker),
 }
 
 /// Set once, waited for by any number.
@@ -37,6 +41,7 @@ impl Completion {
                     waker.wake(Wake::Ready);
                 }
                 Waiter::Thread(thread) => thread.unpark(),
+                Waiter::Task(waker) => wake_task(waker),
             }
         }
     }
@@ -61,6 +66,21 @@ impl Completion {
                 }
             });
         }
+    }
+
+    /// Adds a task to be woken, in place of the one added before. False if there is nothing left to wait for.
+    pub(crate) fn add_task(&self, waker: &task::Waker) -> bool {
+        // Made before the lock is taken and dropped after it is released: both call the executor's code.
+        let mut waiter = Waiter::Task(waker.clone());
+        let mut waiters = self.waiters.lock();
+        if self.is_done() {
+            return false;
+        }
+        match waiters.iter_mut().find(|waiter| matches!(waiter, Waiter::Task(_))) {
+            Some(before) => core::mem::swap(before, &mut waiter),
+            None => waiters.push(waiter),
+        }
+        true
     }
 
     /// False if there is nothing left to wait for.

@@ -7,7 +7,7 @@
 //!    `yielder` belong to the fiber itself, which runs on one worker at a time.
 //! 3. `timer` belongs to the thread of the `home` worker, which is the one that parked the fiber. `home` changes only when a
 //!    worker starts to run the fiber, so it stands still while the fiber is parked.
-//! 4. `limits` and `interruptible` belong to the fiber itself; the worker reads `interruptible` as it parks the fiber.
+//! 4. `limits`, `locals` and `interruptible` belong to the fiber itself; the worker reads `interruptible` as it parks the fiber.
 //!    `cancelled` is set by anybody and never cleared.
 //!
 //! The state word packs a generation, the reason of the last wake-up, and where the fiber stands:
@@ -25,12 +25,13 @@
 use crate::completion::Completion;
 use crate::context;
 use crate::interrupt::Limits;
+use crate::local::Locals;
 use crate::scheduler::Shared;
 use crate::stack::FiberStack;
 use crate::timer::TimerId;
 use crate::tls::{self, TlsBlock};
 use core::any::Any;
-use core::cell::{Cell, UnsafeCell};
+use core::cell::{Cell, OnceCell, UnsafeCell};
 use core::fmt;
 use core::marker::PhantomData;
 use core::ptr::NonNull;
@@ -198,6 +199,7 @@ pub(crate) struct Inner {
     /// Whether cancellation may end the wait that the fiber is switching away for.
     interruptible: Cell<bool>,
     pub(crate) limits: Cell<Limits>,
+    pub(crate) locals: OnceCell<Box<Locals>>,
 }
 
 // SAFETY: the fields that are not atomics are handed from thread to thread by the rules at the top of this file; what the
@@ -244,6 +246,7 @@ impl Inner {
             cancelled: AtomicBool::new(false),
             interruptible: Cell::new(false),
             limits: Cell::default(),
+            locals: OnceCell::new(),
         }
     }
 
@@ -382,6 +385,10 @@ impl Inner {
             // As in a thread that forked: it was the child's only one, and the worker it would return to is the parent's.
             std::process::exit(0);
         }
+        if let Some(locals) = inner.locals.get() {
+            let _guard = AbortOnUnwind("a fiber-local panicked while it was dropped");
+            locals.drop_all();
+        }
         if inner.tls == Tls::Private {
             tls::finish_thread();
         }
@@ -405,6 +412,10 @@ impl Drop for Inner {
         if let Some(coroutine) = self.body.get_mut().coroutine.take() {
             // Dropping a suspended coroutine would unwind its stack through foreign frames and abort: leak it.
             core::mem::forget(coroutine);
+        }
+        if let Some(locals) = self.locals.get() {
+            // What is still there belongs to a fiber that has not ended, or was made while its thread-locals were destroyed.
+            locals.leak();
         }
     }
 }

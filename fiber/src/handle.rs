@@ -175,7 +175,16 @@ impl<T> JoinHandle<T> {
         let inner = &self.fiber.0;
         inner.completion.wait(WaitKind::Join, inner.id);
         // SAFETY: the fiber has ended, and `join` takes the only handle.
-        unsafe { (*self.packet.0.get()).take() }.expect("a fiber that has ended has left its result")
+        unsafe { self.take_result() }.expect("a fiber that has ended has left its result")
+    }
+
+    /// `None` if it has been taken before.
+    ///
+    /// # Safety
+    /// The fiber has ended, and nobody else calls this at the same time.
+    pub(crate) unsafe fn take_result(&self) -> Option<thread::Result<T>> {
+        // SAFETY: by the contract.
+        unsafe { (*self.packet.0.get()).take() }
     }
 
     /// Whether the fiber has ended, so that [`JoinHandle::join`] would not wait.

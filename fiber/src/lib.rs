@@ -28,8 +28,10 @@ mod completion;
 mod context;
 mod driver;
 mod fiber;
+mod future;
 mod handle;
 mod interrupt;
+mod local;
 pub mod lock;
 mod overflow;
 mod scheduler;
@@ -44,8 +46,10 @@ pub use blocking::{blocking_pool_depth, run_blocking};
 pub use context::{in_fiber, is_forked_child, with_current};
 pub use driver::{Driver, Unpark};
 pub use fiber::{Current, Fiber, Tls, Wait, WaitKind, Wake, Waker};
+pub use future::block_on;
 pub use handle::{Builder, JoinHandle, current, park, park_timeout, sleep, spawn, yield_now};
 pub use interrupt::{Interrupt, is_cancelled, shield, with_deadline};
+pub use local::FiberLocal;
 pub use scheduler::{
     FiberInfo, Hold, Scheduler, SchedulerConfig, SchedulerMetrics, abandon, current_metrics, fibers,
     set_default_scheduler, with_driver,

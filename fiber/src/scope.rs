@@ -91,6 +91,14 @@ impl<'scope> Scope<'scope, '_> {
         F: FnOnce() -> T + Send + 'scope,
         T: Send + 'scope,
     {
+        Builder::new().spawn_scoped(self, f)
+    }
+
+    fn spawn_with<F, T>(&'scope self, builder: &Builder, f: F) -> ScopedJoinHandle<'scope, T>
+    where
+        F: FnOnce() -> T + Send + 'scope,
+        T: Send + 'scope,
+    {
         self.data.running.fetch_add(1, Ordering::Relaxed);
         let result = Arc::new(crate::lock::Lock::new(None));
         let (data, writer) = (Arc::clone(&self.data), Arc::clone(&result));
@@ -111,8 +119,34 @@ impl<'scope> Scope<'scope, '_> {
                 entry,
             )
         };
-        let fiber = scheduler::spawn_here(&Builder::new(), entry);
+        let fiber = scheduler::spawn_here(builder, entry);
         ScopedJoinHandle { fiber, result, data: Arc::clone(&self.data), scope: PhantomData }
+    }
+}
+
+impl Builder {
+    /// As [`Scope::spawn`], with what this builder sets; mirrors `std::thread::Builder::spawn_scoped`.
+    ///
+    /// ```
+    /// let mut number = 1;
+    /// squall_fiber::scope(|scope| {
+    ///     squall_fiber::Builder::new().name("doubler").spawn_scoped(scope, || number *= 2);
+    /// });
+    /// assert_eq!(number, 2);
+    /// ```
+    ///
+    /// # Blocking
+    /// Never.
+    pub fn spawn_scoped<'scope, F, T>(
+        self,
+        scope: &'scope Scope<'scope, '_>,
+        f: F,
+    ) -> ScopedJoinHandle<'scope, T>
+    where
+        F: FnOnce() -> T + Send + 'scope,
+        T: Send + 'scope,
+    {
+        scope.spawn_with(&self, f)
     }
 }
 
@@ -131,6 +165,11 @@ impl<T> fmt::Debug for ScopedJoinHandle<'_, T> {
 }
 
 impl<T> ScopedJoinHandle<'_, T> {
+    /// Whether the fiber has ended, so that [`ScopedJoinHandle::join`] would not wait.
+    pub fn is_finished(&self) -> bool {
+        self.fiber.0.completion.is_done()
+    }
+
     /// As [`Fiber::cancel`]. The scope still waits for the fiber to end.
     ///
     /// # Blocking

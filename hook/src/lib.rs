@@ -36,8 +36,8 @@ pub use errno::{Errno, Result};
 pub use os::{AddressMut, Buffer, BufferMut, Os, OsExtension, PollEntry};
 pub use real_os::RealOs;
 pub use squall_fiber::{
-    Builder, Fiber, Interrupt, JoinHandle, current, is_cancelled, park, park_timeout, scope, shield, sleep,
-    spawn, with_deadline, yield_now,
+    Builder, Fiber, FiberLocal, Interrupt, JoinHandle, block_on, current, fiber_local, is_cancelled, park,
+    park_timeout, scope, shield, sleep, spawn, with_deadline, yield_now,
 };
 
 use core::sync::atomic::{AtomicUsize, Ordering};
