@@ -209,12 +209,17 @@ fn members() -> Vec<String> {
         .collect()
 }
 
+/// The folder of the repository that a member is in.
+fn top_folder(member: &str) -> &str {
+    member.split('/').next().unwrap_or(member)
+}
+
 #[test]
 fn unsafe_is_written_in_the_runtime_only() {
     let members = members();
     println!("members: {members:?}");
     assert!(RUNTIME.iter().all(|folder| members.iter().any(|member| member == folder)));
-    let outside: Vec<_> = members.iter().filter(|member| !RUNTIME.contains(&member.as_str())).collect();
+    let outside: Vec<_> = members.iter().filter(|member| !RUNTIME.contains(&top_folder(member))).collect();
     assert!(outside.len() >= 6, "only {outside:?}");
     for member in outside {
         let scanned = sources(&format!("{member}/src"));

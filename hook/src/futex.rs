@@ -9,6 +9,7 @@
 //! either the waker sees the counter or the waiter sees the new word.
 
 use crate::errno::{Errno, Result, check};
+use crate::os::Os;
 use crate::real;
 use core::ffi::{c_int, c_long};
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering, fence};
@@ -99,7 +100,7 @@ pub(crate) fn wake_fibers(address: usize, count: usize, bits: u32) -> usize {
 ///
 /// # Safety
 /// As for the system call.
-pub(crate) unsafe fn futex(current: Option<Current<'_>>, arguments: [c_long; 6]) -> Result<usize> {
+pub(crate) unsafe fn futex(fiber: Option<(Current<'_>, &dyn Os)>, arguments: [c_long; 6]) -> Result<usize> {
     // SAFETY: by the caller's contract.
     let kernel =
         |arguments: [c_long; 6]| check(unsafe { real::syscall(libc::SYS_futex, arguments) } as isize);
@@ -109,7 +110,7 @@ pub(crate) unsafe fn futex(current: Option<Current<'_>>, arguments: [c_long; 6])
     let is_private = (operation & libc::FUTEX_PRIVATE_FLAG) != 0;
     match command {
         libc::FUTEX_WAIT | libc::FUTEX_WAIT_BITSET => {
-            let Some(current) = current else { return kernel(arguments) };
+            let Some((current, os)) = fiber else { return kernel(arguments) };
             if !is_private {
                 // Another process may be the one that wakes: only the kernel knows of it.
                 return squall_fiber::run_blocking(|| kernel(arguments));
@@ -131,13 +132,15 @@ pub(crate) unsafe fn futex(current: Option<Current<'_>>, arguments: [c_long; 6])
                 };
                 (timeout.map(|absolute| deadline_on(clock, absolute)), bits as u32)
             };
-            wait(current, word, value as u32, deadline.flatten(), bits)
+            let deadline = deadline.flatten().map(|deadline| os.deadline(current, deadline));
+            wait(current, word, value as u32, deadline, bits)
         }
         libc::FUTEX_WAKE | libc::FUTEX_WAKE_BITSET => {
             let wanted = (value as c_int).max(0) as usize;
             let bits = if command == libc::FUTEX_WAKE { ANY_BIT } else { bits as u32 };
             let woken = if is_private { wake_fibers(address as usize, wanted, bits) } else { 0 };
-            if woken == wanted && wanted > 0 {
+            let are_all_fibers = fiber.is_some_and(|(_, os)| os.world().is_some());
+            if (woken == wanted && wanted > 0) || are_all_fibers {
                 return Ok(woken);
             }
             let mut rest = arguments;

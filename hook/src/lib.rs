@@ -31,6 +31,7 @@ mod os;
 mod real;
 mod real_os;
 mod symbols;
+mod world;
 
 pub use errno::{Errno, Result};
 pub use os::{AddressMut, Buffer, BufferMut, Os, OsExtension, PollEntry};
@@ -39,6 +40,7 @@ pub use squall_fiber::{
     Builder, Fiber, FiberLocal, Interrupt, JoinHandle, block_on, current, fiber_local, is_cancelled, park,
     park_timeout, scope, shield, sleep, spawn, with_deadline, yield_now,
 };
+pub use world::{DirectoryEntry, FileName, FileStatus, World, in_world_or};
 
 use core::sync::atomic::{AtomicUsize, Ordering};
 use squall_fiber::{Scheduler, SchedulerConfig};

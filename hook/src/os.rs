@@ -8,6 +8,7 @@
 
 use crate::errno::Result;
 use crate::real_os::RealOs;
+use crate::world::World;
 use core::ffi::{c_int, c_ulong};
 use core::mem::MaybeUninit;
 use squall_fiber::{Current, with_current};
@@ -25,9 +26,11 @@ pub struct BufferMut(libc::iovec);
 pub struct Buffer(libc::iovec);
 
 impl BufferMut {
+    /// A buffer as C passes it.
+    ///
     /// # Safety
     /// The memory is the caller's to write for as long as the value is used.
-    pub(crate) unsafe fn new(start: *mut core::ffi::c_void, length: usize) -> Self {
+    pub unsafe fn new(start: *mut core::ffi::c_void, length: usize) -> Self {
         Self(libc::iovec { iov_base: start, iov_len: length })
     }
 
@@ -52,9 +55,11 @@ impl BufferMut {
 }
 
 impl Buffer {
+    /// A buffer as C passes it.
+    ///
     /// # Safety
     /// The memory is readable for as long as the value is used.
-    pub(crate) unsafe fn new(start: *const core::ffi::c_void, length: usize) -> Self {
+    pub unsafe fn new(start: *const core::ffi::c_void, length: usize) -> Self {
         Self(libc::iovec { iov_base: start.cast_mut(), iov_len: length })
     }
 
@@ -107,6 +112,14 @@ pub struct AddressMut {
 }
 
 impl AddressMut {
+    /// Room as C passes it; either pointer may be null.
+    ///
+    /// # Safety
+    /// `length` says how many bytes there are at `address`, for as long as the value is used.
+    pub unsafe fn new(address: *mut libc::sockaddr, length: *mut libc::socklen_t) -> Self {
+        Self { address, length }
+    }
+
     /// Stores an address as the kernel would: cut to the room there is, with its full length.
     pub fn set(&mut self, bytes: &[u8]) {
         if self.address.is_null() || self.length.is_null() {
@@ -204,6 +217,18 @@ pub trait Os: Send + Sync {
     fn close(&self, current: Current<'_>, fd: RawFd) -> Result<()>;
     /// `fsync`, or `fdatasync` if `data_only`.
     fn sync_file(&self, current: Current<'_>, fd: RawFd, data_only: bool) -> Result<()>;
+
+    /// The calls that never wait, if this operating system answers those, too: a simulation does.
+    fn world(&self) -> Option<&dyn World> {
+        None
+    }
+
+    /// When timers must fire for the caller's clock to show `deadline`. The same moment, unless the caller's clock runs faster or slower
+    /// than the scheduler's.
+    fn deadline(&self, current: Current<'_>, deadline: Instant) -> Instant {
+        let _ = current;
+        deadline
+    }
 }
 
 /// What is attached to a scheduler to give its fibers another operating system.

@@ -1,12 +1,14 @@
 //! The life of descriptors: closing, duplicating, and the settings that a hidden O_NONBLOCK could show through.
 
-use crate::errno::answer_int;
+use crate::errno::{Errno, answer_int};
 use crate::os::in_fiber_or;
 use crate::real;
 use crate::real_os::control::{control, note_duplicate};
 use crate::real_os::wait::settings_changed;
 use crate::real_os::{self, forget, forget_both, listener};
+use crate::world::{World, in_world_or};
 use core::ffi::{c_int, c_ulong, c_void};
+use squall_fiber::Current;
 
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C" fn close(fd: c_int) -> c_int {
@@ -26,33 +28,51 @@ fn forget_target(fd: c_int, target: c_int) {
 
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C" fn dup(fd: c_int) -> c_int {
-    // SAFETY: no memory is involved.
-    note_duplicate(fd, unsafe { real::dup(fd) })
+    in_world_or(
+        |current, world| answer_int(world.control(current, fd, libc::F_DUPFD, 0)),
+        // SAFETY: no memory is involved.
+        || note_duplicate(fd, unsafe { real::dup(fd) }),
+    )
 }
 
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C" fn dup2(fd: c_int, target: c_int) -> c_int {
-    forget_target(fd, target);
-    // SAFETY: no memory is involved.
-    note_duplicate(fd, unsafe { real::dup2(fd, target) })
+    in_world_or(
+        |current, world| answer_int(Err(world.refuse(current, "dup2"))),
+        || {
+            forget_target(fd, target);
+            // SAFETY: no memory is involved.
+            note_duplicate(fd, unsafe { real::dup2(fd, target) })
+        },
+    )
 }
 
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C" fn dup3(fd: c_int, target: c_int, flags: c_int) -> c_int {
-    forget_target(fd, target);
-    // SAFETY: no memory is involved.
-    note_duplicate(fd, unsafe { real::dup3(fd, target, flags) })
+    in_world_or(
+        |current, world| answer_int(Err(world.refuse(current, "dup3"))),
+        || {
+            forget_target(fd, target);
+            // SAFETY: no memory is involved.
+            note_duplicate(fd, unsafe { real::dup3(fd, target, flags) })
+        },
+    )
 }
 
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C" fn pipe2(pair: *mut c_int, flags: c_int) -> c_int {
-    // SAFETY: the caller's own arguments.
-    let result = unsafe { real::pipe2(pair, flags) };
-    if result == 0 {
-        // SAFETY: the call has filled both.
-        forget_both(unsafe { &*pair.cast::<[c_int; 2]>() });
-    }
-    result
+    in_world_or(
+        |current, world| answer_int(Err(world.refuse(current, "pipe"))),
+        || {
+            // SAFETY: the caller's own arguments.
+            let result = unsafe { real::pipe2(pair, flags) };
+            if result == 0 {
+                // SAFETY: the call has filled both.
+                forget_both(unsafe { &*pair.cast::<[c_int; 2]>() });
+            }
+            result
+        },
+    )
 }
 
 #[unsafe(no_mangle)]
@@ -80,6 +100,36 @@ pub(super) unsafe extern "C" fn fcntl64(fd: c_int, command: c_int, argument: c_u
 /// Variadic in C, as `fcntl`.
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_void) -> c_int {
+    in_world_or(
+        // SAFETY: the caller's own arguments.
+        |current, world| unsafe { ioctl_in_world(current, world, fd, request, argument) },
+        // SAFETY: as above.
+        || unsafe { plain_ioctl(fd, request, argument) },
+    )
+}
+
+/// # Safety
+/// `argument` is what the request takes.
+unsafe fn ioctl_in_world(
+    current: Current<'_>,
+    world: &dyn World,
+    fd: c_int,
+    request: c_ulong,
+    argument: *mut c_void,
+) -> c_int {
+    if !matches!(request, libc::FIONBIO | libc::FIONREAD) {
+        return answer_int(Err(world.refuse(current, "ioctl")));
+    }
+    // SAFETY: both requests take a pointer to an int.
+    match unsafe { argument.cast::<c_int>().as_mut() } {
+        Some(argument) => answer_int(world.io_control(current, fd, request, argument).map(|()| 0)),
+        None => answer_int(Err(Errno(libc::EFAULT))),
+    }
+}
+
+/// # Safety
+/// `argument` is what the request takes.
+unsafe fn plain_ioctl(fd: c_int, request: c_ulong, argument: *mut c_void) -> c_int {
     if request == libc::FIONBIO as c_ulong && !argument.is_null() {
         // SAFETY: FIONBIO takes a pointer to an int.
         let wanted = unsafe { *argument.cast::<c_int>() } != 0;

@@ -5,6 +5,7 @@ use crate::os::{AddressMut, Buffer, BufferMut, in_fiber_or};
 use crate::real;
 use crate::real_os::wait::settings_changed;
 use crate::real_os::{forget, forget_both, listener};
+use crate::world::in_world_or;
 use core::ffi::{c_int, c_uint, c_void};
 use libc::{msghdr, size_t, sockaddr, socklen_t, ssize_t};
 use std::time::{Duration, Instant};
@@ -20,12 +21,17 @@ unsafe fn address_bytes<'a>(address: *const sockaddr, length: socklen_t) -> Opti
 
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C" fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int {
-    // SAFETY: no memory is involved.
-    let fd = unsafe { real::socket(domain, kind, protocol) };
-    if fd >= 0 {
-        forget(fd);
-    }
-    fd
+    in_world_or(
+        |current, world| answer_int(world.socket(current, domain, kind, protocol)),
+        || {
+            // SAFETY: no memory is involved.
+            let fd = unsafe { real::socket(domain, kind, protocol) };
+            if fd >= 0 {
+                forget(fd);
+            }
+            fd
+        },
+    )
 }
 
 #[unsafe(no_mangle)]
@@ -35,13 +41,18 @@ pub(super) unsafe extern "C" fn socketpair(
     protocol: c_int,
     pair: *mut c_int,
 ) -> c_int {
-    // SAFETY: the caller's own arguments.
-    let result = unsafe { real::socketpair(domain, kind, protocol, pair) };
-    if result == 0 {
-        // SAFETY: the call has filled both.
-        forget_both(unsafe { &*pair.cast::<[c_int; 2]>() });
-    }
-    result
+    in_world_or(
+        |current, world| answer_int(Err(world.refuse(current, "socketpair"))),
+        || {
+            // SAFETY: the caller's own arguments.
+            let result = unsafe { real::socketpair(domain, kind, protocol, pair) };
+            if result == 0 {
+                // SAFETY: the call has filled both.
+                forget_both(unsafe { &*pair.cast::<[c_int; 2]>() });
+            }
+            result
+        },
+    )
 }
 
 #[unsafe(no_mangle)]
@@ -254,9 +265,23 @@ pub(super) unsafe extern "C" fn getsockopt(
     value: *mut c_void,
     length: *mut socklen_t,
 ) -> c_int {
-    // The kernel keeps every option, timeouts included: there is nothing to translate.
-    // SAFETY: the caller's own arguments.
-    unsafe { real::getsockopt(fd, level, option, value, length) }
+    in_world_or(
+        |current, world| {
+            // SAFETY: the caller passes null or a length.
+            let Some(length) = (unsafe { length.as_mut() }) else {
+                return answer_int(Err(Errno(libc::EFAULT)));
+            };
+            // SAFETY: the caller passes a buffer of that length.
+            let buffer = unsafe { BufferMut::new(value, *length as usize) };
+            answer_int(world.get_option(current, fd, level, option, buffer).map(|size| {
+                *length = size as socklen_t;
+                0
+            }))
+        },
+        // The kernel keeps every option, timeouts included: there is nothing to translate.
+        // SAFETY: the caller's own arguments.
+        || unsafe { real::getsockopt(fd, level, option, value, length) },
+    )
 }
 
 #[unsafe(no_mangle)]
@@ -267,11 +292,20 @@ pub(super) unsafe extern "C" fn setsockopt(
     value: *const c_void,
     length: socklen_t,
 ) -> c_int {
-    // As above, but what was remembered of timeouts is out of date.
-    // SAFETY: the caller's own arguments.
-    let result = unsafe { real::setsockopt(fd, level, option, value, length) };
-    if level == libc::SOL_SOCKET && matches!(option, libc::SO_RCVTIMEO | libc::SO_SNDTIMEO) {
-        settings_changed();
-    }
-    result
+    in_world_or(
+        |current, world| {
+            // SAFETY: the caller passes a value of that length.
+            let value = unsafe { Buffer::new(value, length as usize) };
+            answer_int(world.set_option(current, fd, level, option, value.as_slice()).map(|()| 0))
+        },
+        || {
+            // As above, but what was remembered of timeouts is out of date.
+            // SAFETY: the caller's own arguments.
+            let result = unsafe { real::setsockopt(fd, level, option, value, length) };
+            if level == libc::SOL_SOCKET && matches!(option, libc::SO_RCVTIMEO | libc::SO_SNDTIMEO) {
+                settings_changed();
+            }
+            result
+        },
+    )
 }

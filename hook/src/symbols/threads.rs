@@ -1,13 +1,15 @@
 //! Futexes, threads, children, and names: what waits without a descriptor.
 
 use crate::errno::{answer_int, answer_long};
-use crate::os::in_fiber_or;
+use crate::os::{BufferMut, in_fiber_or};
 use crate::real_os::child;
 use crate::real_os::wait::refuse_if_interrupted;
+use crate::world::{World, in_world_or};
 use crate::{futex, real};
-use core::ffi::{c_char, c_int, c_long, c_void};
+use core::ffi::{CStr, c_char, c_int, c_long, c_void};
 use libc::{addrinfo, pid_t, pthread_key_t, pthread_t};
-use squall_fiber::run_blocking;
+use squall_fiber::{Current, run_blocking};
+use std::ffi::CString;
 
 /// Variadic in C: the arguments travel in the same registers as these.
 #[unsafe(no_mangle)]
@@ -22,15 +24,45 @@ pub(super) unsafe extern "C" fn syscall(
 ) -> c_long {
     let arguments = [a1, a2, a3, a4, a5, a6];
     if number != libc::SYS_futex {
-        // SAFETY: the caller's own arguments.
-        return unsafe { real::syscall(number, arguments) };
+        return in_world_or(
+            // SAFETY: the caller's own arguments.
+            |current, world| unsafe { syscall_in_world(current, world, number, arguments) },
+            // SAFETY: as above.
+            || unsafe { real::syscall(number, arguments) },
+        );
     }
     in_fiber_or(
         // SAFETY: the caller's own arguments.
-        |current, _| answer_long(unsafe { futex::futex(Some(current), arguments) }),
+        |current, os| answer_long(unsafe { futex::futex(Some((current, os)), arguments) }),
         // SAFETY: the caller's own arguments.
         || answer_long(unsafe { futex::futex(None, arguments) }),
     )
+}
+
+/// What programs ask the kernel for past libc's own functions.
+///
+/// # Safety
+/// As for the system call.
+unsafe fn syscall_in_world(
+    current: Current<'_>,
+    world: &dyn World,
+    number: c_long,
+    arguments: [c_long; 6],
+) -> c_long {
+    match number {
+        libc::SYS_getrandom => {
+            // SAFETY: the caller passes a buffer of that length.
+            let mut buffer = unsafe { BufferMut::new(arguments[0] as *mut c_void, arguments[1] as usize) };
+            world.fill_random(current, buffer.as_mut_slice());
+            arguments[1]
+        }
+        // It says what the processor and its caches do: nothing that a program can tell.
+        libc::SYS_membarrier => {
+            // SAFETY: the caller's own arguments.
+            unsafe { real::syscall(number, arguments) }
+        }
+        _ => answer_long(Err(world.refuse(current, "syscall"))),
+    }
 }
 
 /// Moves the caller's raw pointers to the thread that makes the call for it.
@@ -54,10 +86,14 @@ pub(super) unsafe extern "C" fn getaddrinfo(
     result: *mut *mut addrinfo,
 ) -> c_int {
     in_fiber_or(
-        |current, _| {
+        |current, os| {
             if let Err(errno) = refuse_if_interrupted(current) {
                 real::set_errno(errno.0);
                 return libc::EAI_SYSTEM;
+            }
+            if let Some(world) = os.world() {
+                // SAFETY: the caller's own arguments.
+                return unsafe { getaddrinfo_in_world(current, world, node, service, hints, result) };
             }
             let arguments = Borrowed((node, service, hints, result));
             let (answer, errno) = run_blocking(move || {
@@ -73,6 +109,33 @@ pub(super) unsafe extern "C" fn getaddrinfo(
         // SAFETY: the caller's own arguments.
         || unsafe { real::getaddrinfo(node, service, hints, result) },
     )
+}
+
+/// Asks libc for numbers only: those it translates without looking anywhere.
+///
+/// # Safety
+/// As for `getaddrinfo`.
+unsafe fn getaddrinfo_in_world(
+    current: Current<'_>,
+    world: &dyn World,
+    node: *const c_char,
+    service: *const c_char,
+    hints: *const addrinfo,
+    result: *mut *mut addrinfo,
+) -> c_int {
+    // SAFETY: an addrinfo of zeroes asks for nothing in particular.
+    let mut numeric: addrinfo = unsafe { hints.as_ref().copied().unwrap_or_else(|| core::mem::zeroed()) };
+    numeric.ai_flags |= libc::AI_NUMERICHOST;
+    // SAFETY: the caller's own arguments.
+    let answer = unsafe { real::getaddrinfo(node, service, &numeric, result) };
+    if answer != libc::EAI_NONAME || node.is_null() {
+        return answer;
+    }
+    // SAFETY: the caller passes a C string.
+    let Some(address) = world.resolve(current, unsafe { CStr::from_ptr(node) }) else { return answer };
+    let Ok(address) = CString::new(address.to_string()) else { return answer };
+    // SAFETY: the caller's own arguments, but for the name.
+    unsafe { real::getaddrinfo(address.as_ptr(), service, &numeric, result) }
 }
 
 #[unsafe(no_mangle)]
