@@ -4,7 +4,7 @@ use crate::context::with_current;
 use crate::fiber::{WaitKind, Wake, Waker};
 use crate::future::wake_task;
 use crate::lock::Lock;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicU32, Ordering};
 use core::task;
 
 enum Waiter {
@@ -14,28 +14,62 @@ enum Waiter {
     Task(task::Waker),
 }
 
+/// Nobody waits, and it has not happened.
+const PENDING: u32 = 0;
+/// Somebody may wait.
+const AWAITED: u32 = 1;
+const DONE: u32 = 2;
+
 /// Set once, waited for by any number.
+///
+/// A waiter says so in `state` before it enters the list, both under the list's lock. So whoever sets the state to `DONE` and sees
+/// that nobody had waited needs no lock: a later waiter finds `DONE`.
 pub(crate) struct Completion {
-    done: AtomicBool,
-    waiters: Lock<Vec<Waiter>>,
+    state: AtomicU32,
+    waiters: Lock<Waiters>,
+}
+
+/// The usual one waiter takes no allocation.
+struct Waiters {
+    first: Option<Waiter>,
+    others: Vec<Waiter>,
+}
+
+impl Waiters {
+    fn push(&mut self, waiter: Waiter) {
+        if self.first.is_none() {
+            self.first = Some(waiter);
+        } else {
+            self.others.push(waiter);
+        }
+    }
+
+    fn all(&mut self) -> impl Iterator<Item = &mut Waiter> {
+        self.first.iter_mut().chain(&mut self.others)
+    }
 }
 
 impl Completion {
     pub(crate) const fn new() -> Self {
-        Self { done: AtomicBool::new(false), waiters: Lock::new(Vec::new()) }
+        Self {
+            state: AtomicU32::new(PENDING),
+            waiters: Lock::new(Waiters { first: None, others: Vec::new() }),
+        }
     }
 
     pub(crate) fn is_done(&self) -> bool {
-        self.done.load(Ordering::Acquire)
+        self.state.load(Ordering::Acquire) == DONE
     }
 
     pub(crate) fn set(&self) {
-        let waiters = {
+        if self.state.swap(DONE, Ordering::AcqRel) != AWAITED {
+            return;
+        }
+        let (first, others) = {
             let mut waiters = self.waiters.lock();
-            self.done.store(true, Ordering::Release);
-            core::mem::take(&mut *waiters)
+            (waiters.first.take(), core::mem::take(&mut waiters.others))
         };
-        for waiter in waiters {
+        for waiter in first.into_iter().chain(others) {
             match waiter {
                 Waiter::Fiber(waker) => {
                     waker.wake(Wake::Ready);
@@ -73,23 +107,30 @@ impl Completion {
         // Made before the lock is taken and dropped after it is released: both call the executor's code.
         let mut waiter = Waiter::Task(waker.clone());
         let mut waiters = self.waiters.lock();
-        if self.is_done() {
+        if !self.announce() {
             return false;
         }
-        match waiters.iter_mut().find(|waiter| matches!(waiter, Waiter::Task(_))) {
-            Some(before) => core::mem::swap(before, &mut waiter),
-            None => waiters.push(waiter),
+        if let Some(before) = waiters.all().find(|waiter| matches!(waiter, Waiter::Task(_))) {
+            core::mem::swap(before, &mut waiter);
+            return true;
         }
+        waiters.push(waiter);
         true
+    }
+
+    /// Says that somebody waits. False if there is nothing left to wait for. Called with the list locked.
+    fn announce(&self) -> bool {
+        let before = self.state.compare_exchange(PENDING, AWAITED, Ordering::AcqRel, Ordering::Acquire);
+        before != Err(DONE)
     }
 
     /// False if there is nothing left to wait for.
     fn add(&self, waiter: impl FnOnce() -> Waiter) -> bool {
         let mut waiters = self.waiters.lock();
-        if self.is_done() {
-            return false;
+        let awaited = self.announce();
+        if awaited {
+            waiters.push(waiter());
         }
-        waiters.push(waiter());
-        true
+        awaited
     }
 }

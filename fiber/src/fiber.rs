@@ -2,13 +2,14 @@
 //!
 //! Who may touch what:
 //! 1. `state` is an atomic that everybody may read; the transitions below say who writes it.
-//! 2. `body` belongs to the worker that is running the fiber or has it in hand to run it. A fiber is in exactly one place:
-//!    running, in one run queue, or parked. Taking it out of a queue (under the queue's lock) hands `body` over. `entry` and
-//!    `yielder` belong to the fiber itself, which runs on one worker at a time.
-//! 3. `timer` belongs to the thread of the `home` worker, which is the one that parked the fiber. `home` changes only when a
-//!    worker starts to run the fiber, so it stands still while the fiber is parked.
+//! 2. `body` and `timer` belong to whoever has the fiber in hand. A fiber is in exactly one place: running, in one run queue, or
+//!    parked. A worker has it in hand from taking it out of a queue until it queues it again or has parked it; whoever ends the
+//!    wait of a parked fiber has it in hand until it has queued it. [`Ready`] is that possession as a type. `yielder` belongs to
+//!    the fiber itself, which runs on one worker at a time.
+//! 3. `home` is written by the worker that starts to run the fiber, so it stands still while the fiber is parked.
 //! 4. `limits`, `locals` and `interruptible` belong to the fiber itself; the worker reads `interruptible` as it parks the fiber.
 //!    `cancelled` is set by anybody and never cleared.
+//! 5. `links` belong to the register, under the lock of the list that the fiber is in.
 //!
 //! The state word packs a generation, the reason of the last wake-up, and where the fiber stands:
 //!
@@ -26,8 +27,10 @@ use crate::completion::Completion;
 use crate::context;
 use crate::interrupt::Limits;
 use crate::local::Locals;
+use crate::register::Links;
 use crate::scheduler::Shared;
 use crate::stack::FiberStack;
+use crate::task::Task;
 use crate::timer::TimerId;
 use crate::tls::{self, TlsBlock};
 use core::any::Any;
@@ -162,7 +165,6 @@ pub(crate) enum Suspend {
 }
 
 pub(crate) type FiberCoroutine = Coroutine<(), Suspend, (), FiberStack>;
-pub(crate) type Entry = Box<dyn FnOnce() + Send>;
 
 /// What a fiber runs on. Empty before it starts and after it has ended.
 #[derive(Default)]
@@ -180,12 +182,16 @@ pub(crate) struct Inner {
     pub(crate) pinned: bool,
     pub(crate) scheduler: Arc<Shared>,
     pub(crate) extension: Option<&'static (dyn Any + Send + Sync)>,
+    /// Which list of the register it is in.
+    pub(crate) register_list: usize,
+    pub(crate) links: Links,
     state: AtomicU64,
     pub(crate) home: AtomicUsize,
     pub(crate) body: UnsafeCell<Body>,
-    entry: Cell<Option<Entry>>,
+    pub(crate) task: Task,
     yielder: Cell<Option<NonNull<Yielder<(), Suspend>>>>,
-    pub(crate) timer: UnsafeCell<Option<TimerId>>,
+    /// The timer of the wait that the fiber is parked in, and the worker that keeps it.
+    pub(crate) timer: UnsafeCell<Option<(usize, TimerId)>>,
     pub(crate) completion: Completion,
     /// The addresses of the guard below the stack in use, for the overflow report; 0..0 before the start.
     pub(crate) guard_start: AtomicUsize,
@@ -202,8 +208,8 @@ pub(crate) struct Inner {
     pub(crate) locals: OnceCell<Box<Locals>>,
 }
 
-// SAFETY: the fields that are not atomics are handed from thread to thread by the rules at the top of this file; what the
-// body holds is `Send` (the entry by its type) or made to move (stack, TLS block).
+// SAFETY: the fields that are not atomics are handed from thread to thread by the rules at the top of this file; what they
+// hold is `Send` (the task's function by the bounds of `spawn`) or made to move (stack, TLS block).
 unsafe impl Send for Inner {}
 // SAFETY: as above.
 unsafe impl Sync for Inner {}
@@ -217,7 +223,8 @@ pub(crate) struct NewFiber {
     pub(crate) pinned: bool,
     pub(crate) home: usize,
     pub(crate) extension: Option<&'static (dyn Any + Send + Sync)>,
-    pub(crate) entry: Entry,
+    pub(crate) register_list: usize,
+    pub(crate) task: Task,
 }
 
 impl Inner {
@@ -230,10 +237,12 @@ impl Inner {
             pinned: new.pinned,
             scheduler,
             extension: new.extension,
+            register_list: new.register_list,
+            links: Links::new(),
             state: AtomicU64::new(1 << GENERATION_SHIFT),
             home: AtomicUsize::new(new.home),
             body: UnsafeCell::default(),
-            entry: Cell::new(Some(new.entry)),
+            task: new.task,
             yielder: Cell::new(None),
             timer: UnsafeCell::new(None),
             completion: Completion::new(),
@@ -248,27 +257,6 @@ impl Inner {
             limits: Cell::default(),
             locals: OnceCell::new(),
         }
-    }
-
-    /// Called by the worker once the fiber has switched away with [`Suspend::Wait`]: from now on whoever ends the wait
-    /// queues the fiber. False if the wait has ended meanwhile; then the caller keeps the fiber.
-    pub(crate) fn park(&self) -> bool {
-        let state = self.state.load(Ordering::Relaxed);
-        if (state & STANDING_MASK) != WAITING {
-            return false;
-        }
-        let wait = state & !(STANDING_MASK | REASON_MASK);
-        let interruptible = self.interruptible.get();
-        let parked = wait | PARKED | if interruptible { INTERRUPTIBLE } else { 0 };
-        if self.state.compare_exchange(state, parked, Ordering::SeqCst, Ordering::Acquire).is_err() {
-            return false;
-        }
-        // A `cancel` may have come after the fiber's own look at the flag and have found it not yet parked. Why one of the two
-        // sees the other: see `cancel`.
-        let cancelled = interruptible && self.cancelled.load(Ordering::SeqCst);
-        let woken = wait | (Wake::Cancelled.bits() << REASON_SHIFT) | RUNNING;
-        !(cancelled
-            && self.state.compare_exchange(parked, woken, Ordering::AcqRel, Ordering::Relaxed).is_ok())
     }
 
     /// Makes the interruptible wait that the fiber is in, and every later one, end with [`Wake::Cancelled`].
@@ -286,10 +274,14 @@ impl Inner {
         }
     }
 
-    /// A waker for the wait that the fiber has begun, for the worker that sets its timer.
-    pub(crate) fn waker_of_current_wait(this: &Arc<Self>) -> Waker {
-        let generation = this.state.load(Ordering::Relaxed) >> GENERATION_SHIFT;
-        Waker { fiber: Arc::clone(this), generation }
+    /// Whether another worker than its home may run it: not if it is pinned, nor once it has begun to use its worker's
+    /// thread-locals.
+    ///
+    /// # Safety
+    /// The caller has the fiber in hand.
+    pub(crate) unsafe fn may_move(&self) -> bool {
+        // SAFETY: the body is the caller's.
+        !self.pinned && (self.tls == Tls::Private || unsafe { (*self.body.get()).coroutine.is_none() })
     }
 
     fn wake(self: &Arc<Self>, generation: u64, reason: Wake) -> bool {
@@ -303,7 +295,8 @@ impl Inner {
             match self.state.compare_exchange_weak(state, woken, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => {
                     if standing == PARKED {
-                        Shared::make_runnable(Arc::clone(self));
+                        // SAFETY: ending the wait of a parked fiber takes it in hand.
+                        Shared::make_runnable(unsafe { Ready::new(self) });
                     }
                     return true;
                 }
@@ -313,12 +306,11 @@ impl Inner {
     }
 
     /// Makes sure that the fiber never runs again, and that nothing it holds is dropped: not even what an entry that has not run
-    /// yet has captured. For a fiber that is in no queue and has no timer, on its home worker's thread.
+    /// yet has captured. For a fiber in hand, without a timer.
     pub(crate) fn give_up(&self) {
         let generation = self.state.load(Ordering::Relaxed) >> GENERATION_SHIFT;
         // Whoever has a waker of its last wait finds another generation.
         self.state.store(((generation + 1) << GENERATION_SHIFT) | RUNNING, Ordering::Release);
-        core::mem::forget(self.entry.take());
     }
 
     pub(crate) fn waits_for(&self) -> (WaitKind, u64) {
@@ -370,16 +362,16 @@ impl Inner {
         // SAFETY: the registry keeps the fiber alive until after it has ended.
         let inner = unsafe { &*this };
         inner.yielder.set(Some(NonNull::from(yielder)));
-        let entry = inner.entry.take().expect("a fiber starts once");
         if inner.tls == Tls::Private {
             context::set_current(this);
             tls::start_thread();
         }
         {
-            // The entry catches the panics of the function it runs. What can still unwind is the destructor of a result that
+            // The task catches the panics of the function it runs. What can still unwind is the destructor of a result that
             // nobody wants; let out, it would leave the worker running on the fiber's thread pointer.
             let _guard = AbortOnUnwind("a fiber's result panicked while it was dropped");
-            entry();
+            // SAFETY: this is the fiber, and it starts once.
+            unsafe { Task::run(inner) };
         }
         if context::is_forked_child() {
             // As in a thread that forked: it was the child's only one, and the worker it would return to is the parent's.
@@ -392,6 +384,93 @@ impl Inner {
         if inner.tls == Tls::Private {
             tls::finish_thread();
         }
+    }
+}
+
+/// A fiber in hand, to be run or queued. The register keeps it alive: a fiber stays there until it has ended, and it does not end
+/// while somebody else has it in hand.
+pub(crate) struct Ready(NonNull<Inner>);
+
+// SAFETY: `Inner` may be shared between threads, and possession may be handed over by any means that orders memory.
+unsafe impl Send for Ready {}
+
+impl core::ops::Deref for Ready {
+    type Target = Inner;
+    #[inline(always)]
+    fn deref(&self) -> &Inner {
+        // SAFETY: see the type.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl Ready {
+    /// # Safety
+    /// The caller has the fiber in hand, by rule 2 at the top of this file, and it is in the register.
+    #[inline(always)]
+    pub(crate) unsafe fn new(fiber: &Arc<Inner>) -> Self {
+        Self(NonNull::from(&**fiber))
+    }
+
+    /// # Safety
+    /// `raw` came from [`Ready::into_raw`], once.
+    #[inline(always)]
+    pub(crate) unsafe fn from_raw(raw: *mut Inner) -> Self {
+        // SAFETY: it was made from a non-null pointer.
+        Self(unsafe { NonNull::new_unchecked(raw) })
+    }
+
+    #[inline(always)]
+    pub(crate) fn into_raw(self) -> *mut Inner {
+        self.0.as_ptr()
+    }
+
+    /// The address, for what lives as long as the fiber runs.
+    #[inline(always)]
+    pub(crate) fn as_ptr(&self) -> *const Inner {
+        self.0.as_ptr()
+    }
+
+    /// A count of its own, for what may outlive the possession.
+    fn to_arc(&self) -> Arc<Inner> {
+        // SAFETY: the pointer is that of an `Arc` (`Ready::new`), and the register's count keeps it alive.
+        unsafe {
+            Arc::increment_strong_count(self.as_ptr());
+            Arc::from_raw(self.as_ptr())
+        }
+    }
+
+    /// A waker for the wait that the fiber has begun, for the worker that sets its timer.
+    pub(crate) fn waker_of_current_wait(&self) -> Waker {
+        let generation = self.state.load(Ordering::Relaxed) >> GENERATION_SHIFT;
+        Waker { fiber: self.to_arc(), generation }
+    }
+
+    /// Called by the worker once the fiber has switched away with [`Suspend::Wait`]: from now on whoever ends the wait has the
+    /// fiber in hand. Gives it back if the wait has ended meanwhile.
+    pub(crate) fn park(self) -> Option<Self> {
+        let state = self.state.load(Ordering::Relaxed);
+        if (state & STANDING_MASK) != WAITING {
+            return Some(self);
+        }
+        let wait = state & !(STANDING_MASK | REASON_MASK);
+        if !self.interruptible.get() {
+            let parked =
+                self.state.compare_exchange(state, wait | PARKED, Ordering::AcqRel, Ordering::Acquire);
+            return parked.is_err().then_some(self);
+        }
+        // Once it is parked, somebody else may run it to its end.
+        let inner = self.to_arc();
+        let parked = wait | PARKED | INTERRUPTIBLE;
+        if inner.state.compare_exchange(state, parked, Ordering::SeqCst, Ordering::Acquire).is_err() {
+            return Some(self);
+        }
+        // A `cancel` may have come after the fiber's own look at the flag and have found it not yet parked. Why one of the two
+        // sees the other: see `cancel`.
+        let cancelled = inner.cancelled.load(Ordering::SeqCst);
+        let woken = wait | (Wake::Cancelled.bits() << REASON_SHIFT) | RUNNING;
+        let taken_back = cancelled
+            && inner.state.compare_exchange(parked, woken, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        taken_back.then_some(self)
     }
 }
 
@@ -668,9 +747,5 @@ impl Waker {
     /// Whether it is the same wait of the same fiber.
     pub fn is_same(&self, other: &Waker) -> bool {
         Arc::ptr_eq(&self.fiber, &other.fiber) && self.generation == other.generation
-    }
-
-    pub(crate) fn fiber(&self) -> &Arc<Inner> {
-        &self.fiber
     }
 }

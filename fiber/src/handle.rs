@@ -1,14 +1,13 @@
 //! The `std::thread`-shaped API: `spawn`, `Builder`, `JoinHandle`, and what a fiber does to itself.
 
 use crate::context::with_current;
-use crate::fiber::{Entry, Fiber, Tls, WaitKind};
+use crate::fiber::{Fiber, Inner, Tls, WaitKind};
 use crate::scheduler;
 use crate::stack::STACK_BYTES_DEFAULT;
+use crate::task::Task;
 use core::any::Any;
-use core::cell::UnsafeCell;
 use core::fmt;
-use core::panic::AssertUnwindSafe;
-use std::panic::catch_unwind;
+use core::marker::PhantomData;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -101,7 +100,9 @@ impl Builder {
         F: FnOnce() -> T + Send + 'static,
         T: Send + 'static,
     {
-        spawn_with(f, |entry| scheduler::spawn_here(&self, entry))
+        let fiber = scheduler::spawn_here(self, Task::new(f));
+        // SAFETY: the task was just made of `f`.
+        unsafe { JoinHandle::new(fiber) }
     }
 }
 
@@ -125,37 +126,31 @@ where
     Builder::new().spawn(f)
 }
 
-/// Where a fiber leaves its result.
-struct Packet<T>(UnsafeCell<Option<thread::Result<T>>>);
-
-// SAFETY: written once by the fiber before it ends, read once by the handle after it has ended.
-unsafe impl<T: Send> Sync for Packet<T> {}
-
-pub(crate) fn spawn_with<F, T>(f: F, spawn: impl FnOnce(Entry) -> Fiber) -> JoinHandle<T>
-where
-    F: FnOnce() -> T + Send + 'static,
-    T: Send + 'static,
-{
-    let packet = Arc::new(Packet(UnsafeCell::new(None)));
-    let writer = Arc::clone(&packet);
-    let fiber = spawn(Box::new(move || {
-        let result = catch_unwind(AssertUnwindSafe(f));
-        // SAFETY: nobody reads before the fiber has ended.
-        unsafe { *writer.0.get() = Some(result) };
-    }));
-    JoinHandle { fiber, packet }
-}
-
 /// Owns the right to a fiber's result. Dropping it detaches the fiber.
 pub struct JoinHandle<T> {
     fiber: Fiber,
-    packet: Arc<Packet<T>>,
+    result: PhantomData<fn() -> T>,
 }
 
 // SAFETY: the handle gives access to a `T` that was made on another thread, once.
 unsafe impl<T: Send> Send for JoinHandle<T> {}
 // SAFETY: through `&JoinHandle` only the fiber's identity can be reached.
 unsafe impl<T: Send> Sync for JoinHandle<T> {}
+
+impl<T> JoinHandle<T> {
+    /// # Safety
+    /// The fiber's task was made of a function that returns a `T`, and this is its only handle.
+    pub(crate) unsafe fn new(fiber: Arc<Inner>) -> Self {
+        Self { fiber: Fiber(fiber), result: PhantomData }
+    }
+}
+
+impl<T> Drop for JoinHandle<T> {
+    fn drop(&mut self) {
+        // SAFETY: by the contract of `new`.
+        unsafe { self.fiber.0.task.detach::<T>() };
+    }
+}
 
 impl<T> fmt::Debug for JoinHandle<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -183,8 +178,8 @@ impl<T> JoinHandle<T> {
     /// # Safety
     /// The fiber has ended, and nobody else calls this at the same time.
     pub(crate) unsafe fn take_result(&self) -> Option<thread::Result<T>> {
-        // SAFETY: by the contract.
-        unsafe { (*self.packet.0.get()).take() }
+        // SAFETY: by the contract, and `T` is the fiber's result by the contract of `new`.
+        unsafe { self.fiber.0.task.take_result() }
     }
 
     /// Whether the fiber has ended, so that [`JoinHandle::join`] would not wait.

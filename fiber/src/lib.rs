@@ -34,10 +34,13 @@ mod interrupt;
 mod local;
 pub mod lock;
 mod overflow;
+mod queue;
+mod register;
 mod scheduler;
 mod scope;
 mod stack;
 pub mod sys;
+mod task;
 mod timer;
 mod tls;
 mod worker;
@@ -55,5 +58,5 @@ pub use scheduler::{
     set_default_scheduler, with_driver,
 };
 pub use scope::{Scope, ScopedJoinHandle, scope};
-pub use stack::{GuardMethod, STACK_BYTES_DEFAULT, guard_method};
+pub use stack::{GuardMethod, STACK_BYTES_DEFAULT, guard_method, stack_high_water_bytes};
 pub use tls::{forget_pthread_key, note_pthread_key, support as private_tls_support};

@@ -1,19 +1,21 @@
-//! A scheduler: its workers, the queue they share, and the register of live fibers.
+//! A scheduler: its workers, the queue they share, and where a fiber goes that has become ready.
 
 use crate::completion::Completion;
 use crate::context;
 use crate::driver::{Driver, ThreadDriver};
-use crate::fiber::{Entry, Fiber, Inner, NewFiber, Tls, WaitKind};
-use crate::handle::Builder;
+use crate::fiber::{Inner, NewFiber, Ready, Tls, WaitKind};
+use crate::handle::{Builder, JoinHandle};
 use crate::lock::Lock;
 use crate::overflow;
+use crate::register::Register;
+use crate::task::Task;
 use crate::tls;
 use crate::worker::Worker;
 use core::any::Any;
 use core::fmt;
-use core::hash::{BuildHasherDefault, Hasher};
+use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Once};
 use std::thread;
@@ -55,130 +57,155 @@ impl fmt::Debug for SchedulerConfig {
     }
 }
 
-/// Above any number of fibers: set in `live_count` when the workers end, so that whoever spawns a fiber in that moment either has
-/// it run or learns that it cannot.
-const CLOSED: usize = 1 << (usize::BITS - 1);
-
 /// What the workers and fibers of one scheduler share.
 pub(crate) struct Shared {
     pub(crate) workers: Box<[Worker]>,
     extension: Option<&'static (dyn Any + Send + Sync)>,
-    /// Runnable fibers that belong to no worker yet.
-    injected: Lock<VecDeque<Arc<Inner>>>,
+    /// Ready fibers that no worker has: those spawned from outside.
+    injected: Lock<VecDeque<Ready>>,
     injected_len: AtomicUsize,
-    /// Every fiber that has been spawned and has not ended. It is what keeps a parked fiber's memory.
-    live: Lock<HashMap<u64, Arc<Inner>, BuildHasherDefault<IdHasher>>>,
-    /// How many of those there are, plus the holds; plus `CLOSED` once a worker has found none after `stop`.
-    live_count: AtomicUsize,
+    /// Workers that sleep.
+    pub(crate) sleepers: AtomicUsize,
+    /// Workers that were woken to look for work and have not found any yet. While there is one, nobody wakes another: it would find the
+    /// same work, and waking costs a system call here and tens of microseconds there.
+    pub(crate) searchers: AtomicUsize,
+    pub(crate) register: Register,
     stopping: AtomicBool,
     stopped: Completion,
 }
 
-/// Hashes a fiber's id. The ids are our own and consecutive, so one multiplication (Fibonacci hashing) spreads them.
-#[derive(Default)]
-struct IdHasher(u64);
-
-impl Hasher for IdHasher {
-    fn write(&mut self, _: &[u8]) {
-        unreachable!("an id is a u64");
-    }
-
-    fn write_u64(&mut self, id: u64) {
-        self.0 = id.wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
-}
+/// The most fibers that a worker takes from the shared queue at a time.
+const INJECTED_BATCH: usize = 32;
 
 impl Shared {
-    /// Queues a fiber whose wait has ended on the worker that parked it.
-    pub(crate) fn make_runnable(fiber: Arc<Inner>) {
+    /// Queues a fiber whose wait has ended: where the caller runs, if the fiber may move there, else on the worker that parked it.
+    ///
+    /// It goes to the caller's worker because whoever ends a wait has usually just written what the fiber will read, and because a sleeping
+    /// worker takes tens of microseconds to wake. If the caller goes on for long, the fiber is stolen.
+    pub(crate) fn make_runnable(fiber: Ready) {
+        // SAFETY: the fiber is in hand.
+        unsafe { fiber.scheduler.forget_timer(&fiber) };
         let home = fiber.home.load(Ordering::Relaxed);
         let here = context::with_worker(|worker| {
-            worker.is_some_and(|(shared, index)| Arc::ptr_eq(shared, &fiber.scheduler) && index == home)
+            worker.and_then(|(shared, index)| core::ptr::eq(&**shared, &*fiber.scheduler).then_some(index))
         });
-        let scheduler = Arc::clone(&fiber.scheduler);
-        if here {
-            // SAFETY: the check above says that this is the home worker's thread.
-            unsafe { scheduler.workers[home].push_local(fiber) };
-        } else {
-            scheduler.workers[home].push_remote(fiber);
+        match here {
+            // SAFETY: the fiber is in hand.
+            Some(index) if index == home || unsafe { fiber.may_move() } => {
+                // Read through the pointer, not the fiber, which another worker may run and end once it is queued. The scheduler is
+                // that of the caller, so it stays.
+                let shared = Arc::as_ptr(&fiber.scheduler);
+                // SAFETY: see above; and `here` says that this is that worker's thread.
+                unsafe {
+                    (*shared).workers[index].push_local(fiber);
+                    (*shared).wake_thief_for(index);
+                }
+            }
+            _ => {
+                // Kept here: the fiber may run and end, and its scheduler with it, while its worker is still being woken.
+                let scheduler = Arc::clone(&fiber.scheduler);
+                scheduler.workers[home].push_remote(fiber);
+            }
+        }
+    }
+
+    /// Cancels the fiber's timer, if it has one.
+    ///
+    /// # Safety
+    /// The fiber is in hand.
+    pub(crate) unsafe fn forget_timer(&self, fiber: &Inner) {
+        // SAFETY: who has the fiber in hand has its timer.
+        if let Some((worker, id)) = unsafe { (*fiber.timer.get()).take() } {
+            self.workers[worker].timers.lock().cancel(id);
+        }
+    }
+
+    /// Wakes a worker to steal from one that has more than it can run next.
+    ///
+    /// A sleeper that goes to sleep in this very moment may be missed: the owner looks again every few dozen fibers, and the watchdog for an owner
+    /// that does not.
+    pub(crate) fn wake_thief_for(&self, index: usize) {
+        if self.sleepers.load(Ordering::Relaxed) != 0 && self.workers[index].stealable_len() > 1 {
+            self.wake_searcher();
+        }
+    }
+
+    /// Wakes a sleeping worker to look for work, unless one is looking already.
+    pub(crate) fn wake_searcher(&self) {
+        if self.sleepers.load(Ordering::SeqCst) == 0 || self.searchers.load(Ordering::SeqCst) != 0 {
+            return;
+        }
+        self.searchers.fetch_add(1, Ordering::SeqCst);
+        if !self.workers.iter().any(|worker| worker.unpark(self, true)) {
+            self.searchers.fetch_sub(1, Ordering::SeqCst);
         }
     }
 
     /// Puts a fiber where any worker takes it, and wakes one that sleeps.
-    pub(crate) fn inject(&self, fiber: Arc<Inner>) {
+    fn inject(&self, fiber: Ready) {
         {
             let mut injected = self.injected.lock();
             injected.push_back(fiber);
             self.injected_len.store(injected.len(), Ordering::SeqCst);
         }
-        let _ = self.workers.iter().any(Worker::unpark);
+        self.wake_searcher();
     }
 
-    pub(crate) fn pop_injected(&self) -> Option<Arc<Inner>> {
+    /// Moves some of the shared queue to a worker's own. False if there was nothing.
+    ///
+    /// # Safety
+    /// The caller is on the thread that runs `worker`.
+    pub(crate) unsafe fn take_injected(&self, worker: &Worker) -> bool {
         if !self.has_injected() {
-            return None;
+            return false;
         }
         let mut injected = self.injected.lock();
-        let fiber = injected.pop_front();
+        // A fair share, so that the first who comes does not take what the others would have to steal back.
+        let count = injected.len().div_ceil(self.workers.len()).min(INJECTED_BATCH);
+        for fiber in injected.drain(..count) {
+            // SAFETY: by the caller's contract.
+            unsafe { worker.push_local(fiber) };
+        }
         self.injected_len.store(injected.len(), Ordering::SeqCst);
-        fiber
+        count > 0
     }
 
     pub(crate) fn has_injected(&self) -> bool {
         self.injected_len.load(Ordering::SeqCst) != 0
     }
 
-    pub(crate) fn has_sleepers_besides(&self, index: usize) -> bool {
-        self.workers.iter().any(|worker| worker.index != index && worker.sleeping.load(Ordering::Relaxed))
-    }
-
     /// Nothing left to run, ever.
     pub(crate) fn is_finished(&self) -> bool {
-        self.stopping.load(Ordering::SeqCst)
-            && match self.live_count.compare_exchange(0, CLOSED, Ordering::SeqCst, Ordering::SeqCst) {
-                Ok(_) => true,
-                Err(count) => count >= CLOSED,
-            }
+        self.stopping.load(Ordering::SeqCst) && self.register.close_if_empty()
     }
 
-    /// Announces a fiber or a hold. False if the workers have ended.
-    #[must_use]
-    fn enter(&self) -> bool {
-        let is_open = self.live_count.fetch_add(1, Ordering::SeqCst) < CLOSED;
-        if !is_open {
-            self.live_count.fetch_sub(1, Ordering::SeqCst);
+    /// The fiber has ended, and its memory has been given back.
+    ///
+    /// # Safety
+    /// The fiber was in hand, and nobody has it in hand from now on.
+    pub(crate) unsafe fn retire(&self, fiber: Ready) {
+        // SAFETY: it has been in the register since its spawn.
+        let (fiber, list_is_empty) = unsafe { self.register.remove(fiber.as_ptr()) };
+        fiber.completion.set();
+        drop(fiber);
+        if list_is_empty {
+            self.unpark_all_if_stopping();
         }
-        is_open
     }
 
-    fn leave(&self) {
-        if self.live_count.fetch_sub(1, Ordering::SeqCst) == 1 && self.stopping.load(Ordering::SeqCst) {
+    fn unpark_all_if_stopping(&self) {
+        if self.stopping.load(Ordering::SeqCst) {
             self.unpark_all();
         }
     }
 
-    /// The fiber has ended, and its memory has been given back.
-    pub(crate) fn retire(fiber: Arc<Inner>) {
-        let shared = Arc::clone(&fiber.scheduler);
-        shared.live.lock().remove(&fiber.id);
-        fiber.completion.set();
-        drop(fiber);
-        shared.leave();
-    }
-
     fn unpark_all(&self) {
         for worker in &self.workers {
-            worker.unpark();
+            worker.unpark(self, false);
         }
     }
 
-    fn spawn(self: &Arc<Self>, builder: &Builder, entry: Entry) -> Arc<Inner> {
-        assert!(self.enter(), "a fiber cannot be started in a scheduler that has stopped");
-        static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+    fn spawn(self: &Arc<Self>, builder: Builder, task: Task) -> Arc<Inner> {
         let tls = if tls::support().is_ok() { builder.tls } else { Tls::Shared };
         let here = context::with_worker(|worker| {
             worker.and_then(|(shared, index)| Arc::ptr_eq(shared, self).then_some(index))
@@ -186,38 +213,58 @@ impl Shared {
         let wanted = builder.worker.map(|worker| worker % self.workers.len());
         let inherited = || here.and_then(|_| context::with_current(|current| current?.extension()));
         let home = wanted.or(here).unwrap_or(0);
+        let id = match here {
+            // SAFETY: `here` says that this is that worker's thread.
+            Some(index) => unsafe { self.workers[index].take_id() },
+            None => take_ids(1).start,
+        };
         let fiber = Arc::new(Inner::new(
             Arc::clone(self),
             NewFiber {
-                id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
-                name: builder.name.clone().map(String::into_boxed_str),
+                id,
+                name: builder.name.map(String::into_boxed_str),
                 stack_bytes: builder.stack_bytes,
                 tls,
-                // A shared-TLS fiber may run anywhere until it starts; from then on it must stay. It never waits in a queue
-                // that others take from once it has started, because `wanted` or its first worker has it.
-                pinned: wanted.is_some() || tls == Tls::Shared,
+                pinned: wanted.is_some(),
                 home,
                 extension: builder.extension.or_else(inherited).or(self.extension),
-                entry,
+                register_list: home,
+                task,
             },
         ));
-        self.live.lock().insert(fiber.id, Arc::clone(&fiber));
-        let queued = Arc::clone(&fiber);
+        if self.register.insert(&fiber).is_err() {
+            // SAFETY: nobody will run it. What it has captured must not be lost: others may wait for it to be dropped.
+            unsafe { fiber.task.discard() };
+            panic!("a fiber cannot be started in a scheduler that has stopped");
+        }
+        // SAFETY: the fiber is new, so it is in this function's hand.
+        let queued = unsafe { Ready::new(&fiber) };
         match (wanted, here) {
-            // While another worker sleeps it is to have the new fiber: behind one that computes for long, this one may not come to
-            // it for as long.
-            (None, Some(index)) if self.has_sleepers_besides(index) => self.inject(queued),
-            // SAFETY: `here` says that this is that worker's thread.
-            (None, Some(index)) => unsafe { self.workers[index].push_local(queued) },
             (Some(index), Some(own)) if index == own => {
-                // SAFETY: as above.
+                // SAFETY: `here` says that this is that worker's thread.
                 unsafe { self.workers[index].push_local(queued) }
             }
             (Some(index), _) => self.workers[index].push_remote(queued),
+            (None, Some(index)) => {
+                // SAFETY: as above.
+                unsafe { self.workers[index].push_local(queued) };
+                // Even a single one: behind a fiber that computes for long this worker may not come to it for as long.
+                if self.sleepers.load(Ordering::Relaxed) != 0 {
+                    self.wake_searcher();
+                }
+            }
             (None, None) => self.inject(queued),
         }
         fiber
     }
+}
+
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+
+/// Ids that are nobody else's.
+pub(crate) fn take_ids(count: u64) -> Range<u64> {
+    let first = NEXT_ID.fetch_add(count, Ordering::Relaxed);
+    first..first + count
 }
 
 /// Takes the power from fibers: every fiber of the caller's scheduler that has this very `extension` stops where it is, for ever. Nothing of
@@ -236,8 +283,8 @@ pub fn abandon(extension: &'static (dyn Any + Send + Sync)) -> usize {
     context::with_worker(|worker| {
         let (shared, index) = worker.expect("a fiber runs on a worker");
         assert_eq!(shared.workers.len(), 1, "fibers can be abandoned only where no other worker runs them");
-        let meant: Vec<Arc<Inner>> =
-            shared.live.lock().values().filter(|fiber| is_meant(fiber)).cloned().collect();
+        let mut meant = shared.register.all();
+        meant.retain(|fiber| is_meant(fiber));
         context::with_current(|current| {
             let own = current.map(|current| current.id());
             assert!(meant.iter().all(|fiber| Some(fiber.id) != own), "a fiber cannot abandon itself");
@@ -245,11 +292,14 @@ pub fn abandon(extension: &'static (dyn Any + Send + Sync)) -> usize {
         // SAFETY: the caller is a fiber on that worker's thread.
         unsafe { shared.workers[index].forget_queued(shared, is_meant) };
         for fiber in &meant {
-            // SAFETY: as above.
-            unsafe { shared.workers[index].forget_timer(fiber) };
+            // SAFETY: no other worker runs, and none of them runs here: they are in the caller's hand.
+            unsafe { shared.forget_timer(fiber) };
             fiber.give_up();
-            shared.live.lock().remove(&fiber.id);
-            shared.leave();
+            // SAFETY: it was in the register, and nothing will retire it.
+            let (_, list_is_empty) = unsafe { shared.register.remove(Arc::as_ptr(fiber)) };
+            if list_is_empty {
+                shared.unpark_all_if_stopping();
+            }
         }
         meant.len()
     })
@@ -306,8 +356,9 @@ impl Scheduler {
             extension: config.extension,
             injected: Lock::new(VecDeque::new()),
             injected_len: AtomicUsize::new(0),
-            live: Lock::new(HashMap::default()),
-            live_count: AtomicUsize::new(0),
+            sleepers: AtomicUsize::new(0),
+            searchers: AtomicUsize::new(0),
+            register: Register::new(config.threads),
             stopping: AtomicBool::new(false),
             stopped: Completion::new(),
         });
@@ -342,18 +393,20 @@ impl Scheduler {
     ///
     /// # Blocking
     /// Never.
-    pub fn spawn<F, T>(&self, builder: Builder, f: F) -> crate::JoinHandle<T>
+    pub fn spawn<F, T>(&self, builder: Builder, f: F) -> JoinHandle<T>
     where
         F: FnOnce() -> T + Send + 'static,
         T: Send + 'static,
     {
-        crate::handle::spawn_with(f, |entry| Fiber(self.shared.spawn(&builder, entry)))
+        let fiber = self.shared.spawn(builder, Task::new(f));
+        // SAFETY: the task was just made of `f`.
+        unsafe { JoinHandle::new(fiber) }
     }
 
     /// Keeps the scheduler going until the hold is dropped, as a live fiber would: for what will spawn fibers later. `None` if
     /// it has stopped.
     pub fn hold(&self) -> Option<Hold> {
-        self.shared.enter().then(|| Hold(Arc::clone(&self.shared)))
+        self.shared.register.hold().is_ok().then(|| Hold(Arc::clone(&self.shared)))
     }
 
     /// How many workers there are.
@@ -418,18 +471,22 @@ impl Hold {
     ///
     /// # Blocking
     /// Never.
-    pub fn spawn<F, T>(&self, builder: Builder, f: F) -> crate::JoinHandle<T>
+    pub fn spawn<F, T>(&self, builder: Builder, f: F) -> JoinHandle<T>
     where
         F: FnOnce() -> T + Send + 'static,
         T: Send + 'static,
     {
-        crate::handle::spawn_with(f, |entry| Fiber(self.0.spawn(&builder, entry)))
+        let fiber = self.0.spawn(builder, Task::new(f));
+        // SAFETY: the task was just made of `f`.
+        unsafe { JoinHandle::new(fiber) }
     }
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        self.0.leave();
+        if self.0.register.release_hold() {
+            self.0.unpark_all_if_stopping();
+        }
     }
 }
 
@@ -463,12 +520,14 @@ pub struct SchedulerMetrics {
     pub switches: u64,
     /// Times a worker went to sleep.
     pub parks: u64,
+    /// Times a worker took fibers from another.
+    pub steals: u64,
 }
 
 fn list(shared: &Shared) -> Vec<FiberInfo> {
-    // Copied first, because whoever spawns a fiber or ends one waits for this lock.
-    let live: Vec<Arc<Inner>> = shared.live.lock().values().cloned().collect();
-    let mut fibers: Vec<FiberInfo> = live
+    let mut fibers: Vec<FiberInfo> = shared
+        .register
+        .all()
         .iter()
         .map(|fiber| {
             let (waits_for, wait_detail) = fiber.waits_for();
@@ -487,9 +546,10 @@ fn list(shared: &Shared) -> Vec<FiberInfo> {
 
 fn metrics(shared: &Shared) -> SchedulerMetrics {
     SchedulerMetrics {
-        fibers_live: shared.live.lock().len(),
+        fibers_live: shared.register.len(),
         switches: shared.workers.iter().map(|worker| worker.switches.load(Ordering::Relaxed)).sum(),
         parks: shared.workers.iter().map(|worker| worker.parks.load(Ordering::Relaxed)).sum(),
+        steals: shared.workers.iter().map(|worker| worker.steals.load(Ordering::Relaxed)).sum(),
     }
 }
 
@@ -518,10 +578,10 @@ pub fn with_driver<R>(f: impl FnOnce(&dyn Driver) -> R) -> Option<R> {
 }
 
 /// Spawns where the caller runs: in its fiber's scheduler, or in the process's default one.
-pub(crate) fn spawn_here(builder: &Builder, entry: Entry) -> Fiber {
+pub(crate) fn spawn_here(builder: Builder, task: Task) -> Arc<Inner> {
     let shared = context::with_worker(|worker| worker.map(|(shared, _)| Arc::clone(shared)))
         .unwrap_or_else(|| Arc::clone(&default_scheduler().shared));
-    Fiber(shared.spawn(builder, entry))
+    shared.spawn(builder, task)
 }
 
 type Factory = fn() -> io::Result<Scheduler>;

@@ -4,6 +4,7 @@ use crate::completion::Completion;
 use crate::fiber::{Fiber, WaitKind};
 use crate::handle::Builder;
 use crate::scheduler;
+use crate::task::Task;
 use core::fmt;
 use core::marker::PhantomData;
 use core::panic::AssertUnwindSafe;
@@ -94,7 +95,7 @@ impl<'scope> Scope<'scope, '_> {
         Builder::new().spawn_scoped(self, f)
     }
 
-    fn spawn_with<F, T>(&'scope self, builder: &Builder, f: F) -> ScopedJoinHandle<'scope, T>
+    fn spawn_with<F, T>(&'scope self, builder: Builder, f: F) -> ScopedJoinHandle<'scope, T>
     where
         F: FnOnce() -> T + Send + 'scope,
         T: Send + 'scope,
@@ -119,7 +120,7 @@ impl<'scope> Scope<'scope, '_> {
                 entry,
             )
         };
-        let fiber = scheduler::spawn_here(builder, entry);
+        let fiber = Fiber(scheduler::spawn_here(builder, Task::new(entry)));
         ScopedJoinHandle { fiber, result, data: Arc::clone(&self.data), scope: PhantomData }
     }
 }
@@ -146,7 +147,7 @@ impl Builder {
         F: FnOnce() -> T + Send + 'scope,
         T: Send + 'scope,
     {
-        scope.spawn_with(&self, f)
+        scope.spawn_with(self, f)
     }
 }
 

@@ -2,13 +2,17 @@
 //!
 //! Deadlines are exact, a cancelled timer is gone at once (a wheel with lazy cancellation keeps one entry per finished
 //! request until its timeout passes), equal deadlines fire in the order they were set, and nothing is allocated once the
-//! vectors have grown. Owned by the worker; not shared.
+//! vectors have grown. The worker that owns them keeps them under a lock: whoever ends a wait cancels its timer.
 
 use std::time::Instant;
 
-/// A timer that was set and has neither fired nor been cancelled.
+/// A timer that was set. It may have fired since.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct TimerId(u32);
+pub(crate) struct TimerId {
+    slot: u32,
+    /// Tells it from a later timer in the same slot.
+    order: u64,
+}
 
 struct Entry {
     deadline: Instant,
@@ -60,19 +64,18 @@ impl<T> Timers<T> {
             self.slots[slot as usize] = used;
             slot
         };
-        self.heap.push(Entry { deadline, order: self.order, slot });
+        let order = self.order;
+        self.heap.push(Entry { deadline, order, slot });
         self.order += 1;
         self.sift_up(position);
-        TimerId(slot)
+        TimerId { slot, order }
     }
 
-    /// Cancels a timer and returns what it carried.
-    ///
-    /// # Panics
-    /// If the timer has already fired or been cancelled: ids are reused, so that would be somebody else's timer.
-    pub(crate) fn cancel(&mut self, id: TimerId) -> T {
-        let Slot::Used { position, .. } = self.slots[id.0 as usize] else { panic!("timer cancelled twice") };
-        self.remove_at(position as usize)
+    /// Cancels a timer and returns what it carried; `None` if it has fired or been cancelled already.
+    pub(crate) fn cancel(&mut self, id: TimerId) -> Option<T> {
+        let Slot::Used { position, .. } = self.slots[id.slot as usize] else { return None };
+        let position = position as usize;
+        (self.heap[position].order == id.order).then(|| self.remove_at(position))
     }
 
     /// Takes the earliest timer if its deadline has passed.
@@ -152,6 +155,7 @@ mod tests {
         let mut timers = Timers::new();
         let mut model = BTreeMap::new();
         let mut ids = Vec::new();
+        let mut ids_of = BTreeMap::new();
         let mut random = 0x9E37_79B9_7F4A_7C15u64;
         let mut now = 0;
         for step in 0..20_000u64 {
@@ -162,14 +166,16 @@ mod tests {
                 0 | 1 => {
                     let at = now + random % 500;
                     let id = timers.insert(start + Duration::from_nanos(at), step);
-                    model.insert((at, step), id);
+                    model.insert((at, step), ());
+                    ids_of.insert((at, step), id);
                     ids.push((at, step));
                 }
                 2 if !ids.is_empty() => {
                     let key = ids.swap_remove((random >> 8) as usize % ids.len());
-                    if let Some(id) = model.remove(&key) {
-                        assert_eq!(timers.cancel(id), key.1);
-                    }
+                    let id = ids_of[&key];
+                    let is_set = model.remove(&key).is_some();
+                    // One that has fired is not there any more, even if its slot holds another by now.
+                    assert_eq!(timers.cancel(id), is_set.then_some(key.1));
                 }
                 _ => {
                     now += random % 20;

@@ -14,7 +14,7 @@
 //! - the link in glibc's list of threads: a forked child takes its thread out of that list, and would dereference null;
 //! - the rseq area: `sched_getcpu()` would report CPU 0 for ever.
 //!
-//! Blocks are pooled. On reuse the images of the executable and its libraries are reset, libc's own is not: the malloc
+//! Blocks are pooled, first by worker, then by process. On reuse the images of the executable and its libraries are reset, libc's own is not: the malloc
 //! cache lives there and glibc 2.36 exports no way to free it, so a fresh block per fiber would grow the heap for ever.
 //! A block that has gained storage for a library loaded later (`dlopen`) is not pooled, because that storage cannot be reset.
 //!
@@ -24,6 +24,7 @@ use crate::arch;
 use crate::lock::Lock;
 use crate::sys;
 use core::ffi::{CStr, c_char, c_int, c_void};
+use core::ops::Range;
 use core::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 use std::sync::OnceLock;
 
@@ -222,33 +223,103 @@ pub(crate) struct TlsBlock {
     thread_pointer: usize,
 }
 
+/// What no worker keeps for itself.
 static POOL: Lock<Vec<TlsBlock>> = Lock::new(Vec::new());
+/// Blocks that move between a worker and the pool at a time.
+const BATCH: usize = 64;
+/// The most free blocks that a worker keeps.
+const CACHE_BLOCKS_MAX: usize = 2048;
+/// Thread ids that a worker takes at a time.
+const THREAD_IDS: i32 = 256;
 
-impl TlsBlock {
-    /// A block as a new thread would find it, from the pool or fresh. `None` without [`support`] or without memory.
-    pub(crate) fn acquire() -> Option<Self> {
+/// One worker's free blocks and unused thread ids, taken without a lock.
+pub(crate) struct TlsCache {
+    blocks: Vec<TlsBlock>,
+    thread_ids: Range<i32>,
+}
+
+impl TlsCache {
+    pub(crate) const fn new() -> Self {
+        Self { blocks: Vec::new(), thread_ids: 0..0 }
+    }
+
+    /// A block as a new thread would find it, reused or fresh. `None` without [`support`] or without memory.
+    #[inline]
+    pub(crate) fn acquire(&mut self) -> Option<TlsBlock> {
         let mechanism = mechanism().as_ref().ok()?;
-        let pooled = POOL.lock().pop();
-        let block = match pooled {
+        if self.blocks.is_empty() {
+            let mut pool = POOL.lock();
+            let keep = pool.len().saturating_sub(BATCH);
+            self.blocks.extend(pool.drain(keep..));
+        }
+        let block = match self.blocks.pop() {
             Some(block) => {
                 // SAFETY: a pooled block belongs to nobody else, and no thread runs on it.
                 unsafe { block.reset_images(mechanism) };
                 block
             }
-            None => {
-                // SAFETY: null asks the linker to allocate the block itself.
-                let thread_pointer = unsafe { (mechanism.allocate)(core::ptr::null_mut()) } as usize;
-                if thread_pointer == 0 {
-                    return None;
-                }
-                let block = Self { thread_pointer };
-                // SAFETY: fresh from the linker, used by nobody yet.
-                unsafe { block.fill_header(mechanism) };
-                block
-            }
+            None => TlsBlock::allocate(mechanism)?,
         };
-        block.assign_thread_id(mechanism);
+        let id = self.thread_ids.next().unwrap_or_else(|| {
+            self.thread_ids = take_thread_ids();
+            self.thread_ids.next().expect("a range of ids is not empty")
+        });
+        // SAFETY: the offset was found by looking at glibc's own field, and nobody runs on the block.
+        unsafe { *block.at::<i32>(mechanism.thread_id_offset) = id };
         Some(block)
+    }
+
+    /// Takes a block back after its fiber has ended and [`finish_thread`] has run.
+    #[inline]
+    pub(crate) fn release(&mut self, block: TlsBlock) {
+        if block.has_dynamic_storage() {
+            block.deallocate();
+            return;
+        }
+        self.blocks.push(block);
+        if self.blocks.len() > CACHE_BLOCKS_MAX {
+            let keep = self.blocks.len() - BATCH;
+            POOL.lock().extend(self.blocks.drain(keep..));
+        }
+    }
+}
+
+impl Drop for TlsCache {
+    /// The worker has ended; others use its blocks.
+    fn drop(&mut self) {
+        POOL.lock().append(&mut self.blocks);
+    }
+}
+
+fn take_thread_ids() -> Range<i32> {
+    static NEXT: AtomicI32 = AtomicI32::new(PSEUDO_THREAD_ID_FIRST);
+    let mut first = NEXT.fetch_add(THREAD_IDS, Ordering::Relaxed);
+    if !(PSEUDO_THREAD_ID_FIRST..=PSEUDO_THREAD_ID_LAST - THREAD_IDS).contains(&first) {
+        // After 400 million fibers the ids start again; a collision needs a fiber that lived through all of them.
+        NEXT.store(PSEUDO_THREAD_ID_FIRST + THREAD_IDS, Ordering::Relaxed);
+        first = PSEUDO_THREAD_ID_FIRST;
+    }
+    first..first + THREAD_IDS
+}
+
+impl TlsBlock {
+    fn allocate(mechanism: &Mechanism) -> Option<Self> {
+        // SAFETY: null asks the linker to allocate the block itself.
+        let thread_pointer = unsafe { (mechanism.allocate)(core::ptr::null_mut()) } as usize;
+        if thread_pointer == 0 {
+            return None;
+        }
+        let block = Self { thread_pointer };
+        // SAFETY: fresh from the linker, used by nobody yet.
+        unsafe { block.fill_header(mechanism) };
+        Some(block)
+    }
+
+    fn deallocate(self) {
+        if let Ok(mechanism) = mechanism() {
+            // SAFETY: nobody runs on the block, and it came from `_dl_allocate_tls`.
+            unsafe { (mechanism.deallocate)(self.thread_pointer as *mut c_void, true) };
+        }
     }
 
     /// The value for the CPU's thread pointer while the fiber runs.
@@ -299,18 +370,6 @@ impl TlsBlock {
         }
     }
 
-    fn assign_thread_id(&self, mechanism: &Mechanism) {
-        static NEXT: AtomicI32 = AtomicI32::new(PSEUDO_THREAD_ID_FIRST);
-        let mut id = NEXT.fetch_add(1, Ordering::Relaxed);
-        if !(PSEUDO_THREAD_ID_FIRST..=PSEUDO_THREAD_ID_LAST).contains(&id) {
-            // After 400 million fibers the ids start again; a collision needs a fiber that lived through all of them.
-            NEXT.store(PSEUDO_THREAD_ID_FIRST + 1, Ordering::Relaxed);
-            id = PSEUDO_THREAD_ID_FIRST;
-        }
-        // SAFETY: the offset was found by looking at glibc's own field, and nobody runs on the block.
-        unsafe { *self.at::<i32>(mechanism.thread_id_offset) = id };
-    }
-
     /// # Safety
     /// Nobody runs on the block.
     unsafe fn reset_images(&self, mechanism: &Mechanism) {
@@ -327,18 +386,6 @@ impl TlsBlock {
                 );
             }
         }
-    }
-
-    /// Gives the block back after its fiber has ended and [`finish_thread`] has run.
-    pub(crate) fn release(self) {
-        if self.has_dynamic_storage() {
-            if let Ok(mechanism) = mechanism() {
-                // SAFETY: nobody runs on the block, and it came from `_dl_allocate_tls`.
-                unsafe { (mechanism.deallocate)(self.thread_pointer as *mut c_void, true) };
-            }
-            return;
-        }
-        POOL.lock().push(self);
     }
 
     /// Whether the dtv names storage outside the static area: a library loaded by `dlopen` was used here.

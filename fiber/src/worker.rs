@@ -1,19 +1,21 @@
-//! One worker: a run queue, timers, a driver, and the loop that runs fibers.
+//! One worker: its queues of ready fibers, timers, a driver, and the loop that runs fibers.
 //!
 //! `Worker` is shared; the part marked as the owner's is touched only by the thread that runs the loop, which includes
-//! the fibers running on it. Others hand fibers in through the inbox.
+//! the fibers running on it. Others hand fibers in through the inbox, and steal from the queue.
 
 use crate::arch;
 use crate::context;
 use crate::driver::{Driver, Unpark};
-use crate::fiber::{AbortOnUnwind, Body, FiberCoroutine, Inner, Suspend, Tls, Wake, Waker};
+use crate::fiber::{AbortOnUnwind, Body, FiberCoroutine, Inner, Ready, Suspend, Tls, Wake, Waker};
 use crate::lock::Lock;
-use crate::scheduler::Shared;
-use crate::stack;
+use crate::queue::StealQueue;
+use crate::scheduler::{Shared, take_ids};
+use crate::stack::StackCache;
 use crate::timer::Timers;
-use crate::tls::TlsBlock;
+use crate::tls::TlsCache;
 use core::cell::UnsafeCell;
-use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use core::ops::Range;
+use core::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use corosensei::{Coroutine, CoroutineResult};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -22,26 +24,48 @@ use std::time::{Duration, Instant};
 /// After so many fibers the worker looks at its timers, its driver and the shared queue, so that a flood of ready fibers
 /// starves neither I/O nor sleepers nor fibers that nobody has taken yet.
 const RUNS_BETWEEN_POLLS: u32 = 61;
+/// Ids that a worker takes at a time.
+const IDS: u64 = 64;
+/// How long a worker looks for work before it sleeps: less than the 50 to 100 microseconds that a sleeping virtual processor takes
+/// to wake.
+const SPIN: Duration = Duration::from_micros(30);
+/// After spins that found nothing so many sleeps come without one; doubled each time, up to the last.
+const SLEEPS_WITHOUT_SPIN_MAX: u32 = 256;
 
-/// What only the thread that runs the loop may touch.
+/// Runs fibers or looks for some.
+const AWAKE: u8 = 0;
+/// Asleep, or about to be: who queues something for it must wake it.
+const SLEEPING: u8 = 1;
+/// As awake, and `Shared::searchers` counts it until it has found something to run, or nothing.
+const WOKEN_TO_SEARCH: u8 = 2;
+
+/// What only the thread that runs the loop may touch, which includes the fibers that run on it.
 struct Owned {
-    queue: VecDeque<Arc<Inner>>,
-    timers: Timers<Waker>,
+    /// Ready fibers that must run here.
+    pinned: VecDeque<Ready>,
+    stacks: StackCache,
+    blocks: TlsCache,
+    ids: Range<u64>,
 }
 
 pub(crate) struct Worker {
     pub(crate) index: usize,
     owned: UnsafeCell<Owned>,
+    /// Ready fibers that any worker may run. Pushed and popped by the owner.
+    queue: StealQueue<Inner>,
+    /// A lock, because whoever ends a wait cancels its timer.
+    pub(crate) timers: Lock<Timers<Waker>>,
     driver: UnsafeCell<Box<dyn Driver>>,
     /// The driver says which fiber runs next.
     driver_picks: bool,
     unparker: Arc<dyn Unpark>,
-    inbox: Lock<Vec<Arc<Inner>>>,
+    inbox: Lock<Vec<Ready>>,
     inbox_len: AtomicUsize,
-    /// True from before the last look at the queues until the driver's poll has returned or somebody has unparked it.
-    pub(crate) sleeping: AtomicBool,
+    /// `SLEEPING` from before the last look at the queues until the driver's poll has returned or somebody has unparked it.
+    sleep: AtomicU8,
     pub(crate) switches: AtomicU64,
     pub(crate) parks: AtomicU64,
+    pub(crate) steals: AtomicU64,
 }
 
 // SAFETY: `owned` and `driver` are touched only on the thread that runs this worker's loop (see `owned()`); the rest is made
@@ -54,15 +78,23 @@ impl Worker {
     pub(crate) fn new(index: usize, driver: Box<dyn Driver>) -> Self {
         Self {
             index,
-            owned: UnsafeCell::new(Owned { queue: VecDeque::new(), timers: Timers::new() }),
+            owned: UnsafeCell::new(Owned {
+                pinned: VecDeque::new(),
+                stacks: StackCache::new(),
+                blocks: TlsCache::new(),
+                ids: 0..0,
+            }),
+            queue: StealQueue::new(),
+            timers: Lock::new(Timers::new()),
             unparker: driver.unparker(),
             driver_picks: driver.picks(),
             driver: UnsafeCell::new(driver),
             inbox: Lock::new(Vec::new()),
             inbox_len: AtomicUsize::new(0),
-            sleeping: AtomicBool::new(false),
+            sleep: AtomicU8::new(AWAKE),
             switches: AtomicU64::new(0),
             parks: AtomicU64::new(0),
+            steals: AtomicU64::new(0),
         }
     }
 
@@ -70,6 +102,7 @@ impl Worker {
     ///
     /// # Safety
     /// The caller is on the thread that runs this worker, and `f` does not switch fibers or call this again.
+    #[inline(always)]
     unsafe fn owned<R>(&self, f: impl FnOnce(&mut Owned) -> R) -> R {
         // SAFETY: one thread, no re-entry: the only reference.
         f(unsafe { &mut *self.owned.get() })
@@ -85,27 +118,47 @@ impl Worker {
         unsafe { &**self.driver.get() }
     }
 
-    /// Hands a runnable fiber over from another thread.
-    pub(crate) fn push_remote(&self, fiber: Arc<Inner>) {
+    /// An id for a new fiber.
+    ///
+    /// # Safety
+    /// The caller is on the thread that runs this worker.
+    #[inline]
+    pub(crate) unsafe fn take_id(&self) -> u64 {
+        // SAFETY: on the owner's thread.
+        unsafe {
+            self.owned(|owned| {
+                if owned.ids.is_empty() {
+                    owned.ids = take_ids(IDS);
+                }
+                owned.ids.next().expect("a range of ids is not empty")
+            })
+        }
+    }
+
+    /// Hands a ready fiber over from another thread.
+    pub(crate) fn push_remote(&self, fiber: Ready) {
+        let scheduler = Arc::clone(&fiber.scheduler);
         {
             let mut inbox = self.inbox.lock();
             inbox.push(fiber);
             self.inbox_len.store(inbox.len(), Ordering::SeqCst);
         }
-        self.unpark();
+        self.unpark(&scheduler, false);
     }
 
-    /// Queues a fiber that this worker has parked and that has been woken, or that is new.
+    /// Queues a ready fiber here.
     ///
     /// # Safety
     /// The caller is on the thread that runs this worker.
-    pub(crate) unsafe fn push_local(&self, fiber: Arc<Inner>) {
-        // SAFETY: on the owner's thread; nothing inside switches fibers.
+    #[inline]
+    pub(crate) unsafe fn push_local(&self, fiber: Ready) {
+        // SAFETY: on the owner's thread, with the fiber in hand; nothing inside switches fibers.
         unsafe {
-            self.owned(|owned| {
-                cancel_timer(owned, &fiber);
-                owned.queue.push_back(fiber);
-            });
+            if fiber.may_move() && !self.driver_picks {
+                self.queue.push(fiber.into_raw());
+            } else {
+                self.owned(|owned| owned.pinned.push_back(fiber));
+            }
         }
     }
 
@@ -115,31 +168,36 @@ impl Worker {
     /// The caller is on the thread that runs this worker, the only one of its scheduler.
     pub(crate) unsafe fn forget_queued(&self, shared: &Shared, is_meant: impl Fn(&Inner) -> bool) {
         self.drain_inbox();
-        while let Some(fiber) = shared.pop_injected() {
-            // SAFETY: on the owner's thread.
-            unsafe { self.push_local(fiber) };
+        // SAFETY: on the owner's thread; queues hold what `push_local` put there.
+        unsafe {
+            while shared.take_injected(self) {}
+            self.owned(|owned| owned.pinned.retain(|fiber| !is_meant(fiber)));
+            for _ in 0..self.queue.len() {
+                let fiber = self.queue.pop().map(|raw| Ready::from_raw(raw));
+                if let Some(fiber) = fiber.filter(|fiber| !is_meant(fiber)) {
+                    self.queue.push(fiber.into_raw());
+                }
+            }
         }
-        // SAFETY: on the owner's thread; dropping an Arc that the register holds, too, runs nothing.
-        unsafe { self.owned(|owned| owned.queue.retain(|fiber| !is_meant(fiber))) };
     }
 
-    /// Cancels the fiber's timer, if it has one.
-    ///
-    /// # Safety
-    /// The caller is on the thread that runs this worker, the fiber's home.
-    pub(crate) unsafe fn forget_timer(&self, fiber: &Arc<Inner>) {
-        // SAFETY: on the owner's thread; nothing inside switches fibers.
-        unsafe { self.owned(|owned| cancel_timer(owned, fiber)) };
+    /// How many fibers another worker could take from here.
+    pub(crate) fn stealable_len(&self) -> usize {
+        self.queue.len()
     }
 
-    /// Ends the worker's sleep, if it sleeps. True if it did.
-    pub(crate) fn unpark(&self) -> bool {
+    /// Ends the worker's sleep, if it sleeps. True if it did. `to_search`: `Shared::searchers` has counted it.
+    pub(crate) fn unpark(&self, shared: &Shared, to_search: bool) -> bool {
         // A worker that is awake looks at its inbox before it sleeps: no system call needed.
-        if self.sleeping.load(Ordering::SeqCst) && self.sleeping.swap(false, Ordering::SeqCst) {
-            self.unparker.unpark();
-            return true;
+        let woken = if to_search { WOKEN_TO_SEARCH } else { AWAKE };
+        if self.sleep.load(Ordering::SeqCst) != SLEEPING
+            || self.sleep.compare_exchange(SLEEPING, woken, Ordering::SeqCst, Ordering::SeqCst).is_err()
+        {
+            return false;
         }
-        false
+        shared.sleepers.fetch_sub(1, Ordering::SeqCst);
+        self.unparker.unpark();
+        true
     }
 
     /// Runs fibers on the calling thread until the scheduler stops and the last fiber has ended.
@@ -148,53 +206,121 @@ impl Worker {
         let _guard = AbortOnUnwind("a worker panicked");
         context::set_worker(shared, self.index);
         let mut runs = 0u32;
+        let mut spin = Spin::default();
+        // It was woken to look for work and has not found any yet.
+        let mut searching = false;
         loop {
             if runs.is_multiple_of(RUNS_BETWEEN_POLLS) {
                 self.poll(Some(Duration::ZERO));
-                self.share_surplus(shared);
+                // SAFETY: on the owner's thread.
+                unsafe { shared.take_injected(self) };
+                if shared.has_injected() {
+                    shared.wake_searcher();
+                }
+                shared.wake_thief_for(self.index);
             }
             runs = runs.wrapping_add(1);
             self.drain_inbox();
-            let from_shared_first = runs.is_multiple_of(RUNS_BETWEEN_POLLS);
-            match self.next(shared, from_shared_first) {
+            let next = self.next(shared, runs);
+            if searching {
+                searching = false;
+                shared.searchers.fetch_sub(1, Ordering::SeqCst);
+                // While this one searched nobody else was woken, and where it has found something there may be more.
+                if next.is_some() && (shared.has_injected() || self.stealable_len() > 0) {
+                    shared.wake_searcher();
+                }
+            }
+            match next {
                 Some(fiber) => self.run_fiber(fiber),
                 None if shared.is_finished() => break,
                 None => {
-                    self.sleep(shared);
+                    searching = self.idle(shared, &mut spin);
                     runs = 1;
                 }
             }
         }
         // SAFETY: on the owner's thread, and no fiber runs any more.
-        unsafe { (*self.driver.get()).close() };
+        unsafe {
+            (*self.driver.get()).close();
+            self.owned(|owned| {
+                owned.stacks = StackCache::new();
+                owned.blocks = TlsCache::new();
+            });
+        }
         context::set_worker(core::ptr::null(), 0);
     }
 
-    fn next(&self, shared: &Shared, from_shared_first: bool) -> Option<Arc<Inner>> {
+    fn next(&self, shared: &Shared, turn: u32) -> Option<Ready> {
         if self.driver_picks {
             return self.next_picked(shared);
         }
-        if from_shared_first && let Some(fiber) = shared.pop_injected() {
+        if let Some(fiber) = self.next_local(turn) {
             return Some(fiber);
         }
         // SAFETY: on the owner's thread.
-        unsafe { self.owned(|owned| owned.queue.pop_front()) }.or_else(|| shared.pop_injected())
+        if unsafe { shared.take_injected(self) } {
+            return self.next_local(turn);
+        }
+        self.steal(shared)
+    }
+
+    /// The two queues take turns, so that neither starves the other.
+    #[inline]
+    fn next_local(&self, turn: u32) -> Option<Ready> {
+        // SAFETY: on the owner's thread; the queue holds what `push_local` put there.
+        unsafe {
+            if turn.is_multiple_of(2)
+                && let Some(fiber) = self.owned(|owned| owned.pinned.pop_front())
+            {
+                return Some(fiber);
+            }
+            match self.queue.pop() {
+                Some(raw) => Some(Ready::from_raw(raw)),
+                None => self.owned(|owned| owned.pinned.pop_front()),
+            }
+        }
     }
 
     /// Every fiber that is ready is in the local queue, and the driver takes its choice.
-    fn next_picked(&self, shared: &Shared) -> Option<Arc<Inner>> {
-        while let Some(fiber) = shared.pop_injected() {
-            // SAFETY: on the owner's thread.
-            unsafe { self.push_local(fiber) };
-        }
+    fn next_picked(&self, shared: &Shared) -> Option<Ready> {
+        // SAFETY: on the owner's thread.
+        while unsafe { shared.take_injected(self) } {}
         // SAFETY: on the owner's thread, and no fiber runs while the loop is here.
-        let (driver, queue_len) = unsafe { (&mut *self.driver.get(), self.owned(|owned| owned.queue.len())) };
-        if queue_len == 0 {
+        let (driver, ready) = unsafe { (&mut *self.driver.get(), self.owned(|owned| owned.pinned.len())) };
+        if ready == 0 {
             return None;
         }
-        let index = driver.pick(queue_len);
+        let index = driver.pick(ready);
         // SAFETY: on the owner's thread.
-        unsafe { self.owned(|owned| owned.queue.remove(index)) }
+        unsafe { self.owned(|owned| owned.pinned.remove(index)) }
+    }
+
+    /// Takes fibers from other workers: half of a queue, or what has been handed to a worker that does not come to look.
+    fn steal(&self, shared: &Shared) -> Option<Ready> {
+        let workers = &shared.workers;
+        // From the next one on, so that not all thieves begin at the same victim.
+        let others = (1..workers.len()).map(|offset| &workers[(self.index + offset) % workers.len()]);
+        for victim in others {
+            // SAFETY: on the owner's thread; queues hold what `push_local` put there.
+            let first = unsafe { victim.queue.steal_into(&self.queue).map(|raw| Ready::from_raw(raw)) };
+            if let Some(fiber) = first.or_else(|| victim.steal_from_inbox()) {
+                self.steals.store(self.steals.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+                return Some(fiber);
+            }
+        }
+        None
+    }
+
+    fn steal_from_inbox(&self) -> Option<Ready> {
+        if self.inbox_len.load(Ordering::SeqCst) == 0 {
+            return None;
+        }
+        let mut inbox = self.inbox.lock();
+        // SAFETY: what is in an inbox is in the hand of whoever holds its lock.
+        let index = inbox.iter().position(|fiber| unsafe { fiber.may_move() })?;
+        let fiber = inbox.remove(index);
+        self.inbox_len.store(inbox.len(), Ordering::SeqCst);
+        Some(fiber)
     }
 
     fn drain_inbox(&self) {
@@ -212,40 +338,57 @@ impl Worker {
         }
     }
 
-    /// While others sleep, gives half of what waits here to the shared queue.
-    fn share_surplus(&self, shared: &Shared) {
-        if !shared.has_sleepers_besides(self.index) {
-            return;
-        }
-        // SAFETY: on the owner's thread.
-        let surplus = unsafe {
-            self.owned(|owned| {
-                let keep = owned.queue.len().div_ceil(2);
-                let (give, stay): (VecDeque<_>, VecDeque<_>) =
-                    owned.queue.drain(keep..).partition(|fiber| !fiber.pinned);
-                owned.queue.extend(stay);
-                give
-            })
-        };
-        for fiber in surplus {
-            shared.inject(fiber);
-        }
+    /// Whether there is anything that this worker could run or must look at. Called with `sleep` set before it sleeps: whoever queued
+    /// something before that is seen here; whoever does so after it sees `SLEEPING`.
+    fn has_work(&self, shared: &Shared) -> bool {
+        self.inbox_len.load(Ordering::SeqCst) != 0
+            || shared.has_injected()
+            || shared.workers.iter().any(|worker| worker.queue.len() != 0)
     }
 
-    fn sleep(&self, shared: &Shared) {
-        self.sleeping.store(true, Ordering::SeqCst);
-        // Whoever queued something before the store above is seen here; whoever does so after it sees `sleeping`.
-        let work_left =
-            self.inbox_len.load(Ordering::SeqCst) != 0 || shared.has_injected() || shared.is_finished();
-        if work_left {
+    /// Nothing to run: looks for a moment longer if that has been worth it lately, then sleeps. True if it was woken to look for
+    /// work.
+    fn idle(&self, shared: &Shared, spin: &mut Spin) -> bool {
+        if spin.is_worth_it() && !self.driver_picks {
+            let found = self.spin(shared);
+            spin.learn(found);
+            if found {
+                return false;
+            }
+        }
+        shared.sleepers.fetch_add(1, Ordering::SeqCst);
+        self.sleep.store(SLEEPING, Ordering::SeqCst);
+        if self.has_work(shared) || shared.is_finished() {
             self.poll(Some(Duration::ZERO));
         } else {
             self.parks.fetch_add(1, Ordering::Relaxed);
-            // SAFETY: on the owner's thread.
-            let next = unsafe { self.owned(|owned| owned.timers.next_deadline()) };
+            let next = self.timers.lock().next_deadline();
             self.poll(next.map(|deadline| deadline.saturating_duration_since(self.now())));
         }
-        self.sleeping.store(false, Ordering::SeqCst);
+        let sleep = self.sleep.swap(AWAKE, Ordering::SeqCst);
+        if sleep == SLEEPING {
+            shared.sleepers.fetch_sub(1, Ordering::SeqCst);
+        }
+        sleep == WOKEN_TO_SEARCH
+    }
+
+    /// Looks for work for a while. False if there was none.
+    fn spin(&self, shared: &Shared) -> bool {
+        let begin = Instant::now();
+        loop {
+            self.poll(Some(Duration::ZERO));
+            // SAFETY: on the owner's thread.
+            let has_pinned = unsafe { self.owned(|owned| !owned.pinned.is_empty()) };
+            if has_pinned || self.has_work(shared) {
+                return true;
+            }
+            if begin.elapsed() >= SPIN {
+                return false;
+            }
+            for _ in 0..16 {
+                core::hint::spin_loop();
+            }
+        }
     }
 
     /// Lets the driver wait, then queues the fibers whose time has come.
@@ -255,15 +398,14 @@ impl Worker {
         if timeout != Some(Duration::ZERO) || driver.has_events() {
             driver.poll(timeout);
         }
-        // SAFETY: on the owner's thread.
-        if unsafe { self.owned(|owned| owned.timers.next_deadline()) }.is_none() {
+        if self.timers.lock().next_deadline().is_none() {
             return;
         }
         let now = self.now();
-        // SAFETY: on the owner's thread. The waker is called outside, because it queues the fiber here.
-        while let Some(waker) = unsafe { self.owned(|owned| owned.timers.pop_expired(now)) } {
-            // SAFETY: rule 3 in fiber.rs: the timer is set, so this is the home worker's thread.
-            unsafe { *waker.fiber().timer.get() = None };
+        loop {
+            // Outside the lock: waking cancels the fiber's timer, which needs it.
+            let expired = self.timers.lock().pop_expired(now);
+            let Some(waker) = expired else { break };
             waker.wake(Wake::TimedOut);
         }
     }
@@ -273,13 +415,13 @@ impl Worker {
         unsafe { (*self.driver.get()).now() }
     }
 
-    fn run_fiber(&self, fiber: Arc<Inner>) {
+    fn run_fiber(&self, fiber: Ready) {
         fiber.home.store(self.index, Ordering::Relaxed);
         self.switches.store(self.switches.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-        // SAFETY: rule 2 in fiber.rs: the fiber came out of a queue, so its body is this worker's.
+        // SAFETY: the fiber is in hand, so its body is this worker's.
         let body = unsafe { &mut *fiber.body.get() };
         if body.coroutine.is_none() {
-            start(&fiber, body);
+            self.start(&fiber, body);
         }
         let coroutine = body.coroutine.as_mut().expect("a queued fiber has a coroutine");
         let result = match (&body.tls, fiber.tls) {
@@ -289,75 +431,109 @@ impl Worker {
                 unsafe { resume_with_thread_pointer(coroutine, thread_pointer) }
             }
             _ => {
-                context::set_current(Arc::as_ptr(&fiber));
+                context::set_current(fiber.as_ptr());
                 let result = coroutine.resume(());
                 context::set_current(core::ptr::null());
                 result
             }
         };
         match result {
-            CoroutineResult::Yield(Suspend::Yield) => {
-                // SAFETY: on the owner's thread.
-                unsafe { self.owned(|owned| owned.queue.push_back(fiber)) };
-            }
+            // SAFETY: on the owner's thread.
+            CoroutineResult::Yield(Suspend::Yield) => unsafe { self.push_local(fiber) },
             CoroutineResult::Yield(Suspend::Wait { deadline }) => self.park(fiber, deadline),
             CoroutineResult::Return(()) => self.finish(fiber),
         }
     }
 
-    fn park(&self, fiber: Arc<Inner>, deadline: Option<Instant>) {
+    fn park(&self, fiber: Ready, deadline: Option<Instant>) {
         if let Some(deadline) = deadline {
-            let waker = Inner::waker_of_current_wait(&fiber);
-            // SAFETY: on the owner's thread.
-            let id = unsafe { self.owned(|owned| owned.timers.insert(deadline, waker)) };
-            // SAFETY: rule 3 in fiber.rs: this is the home worker's thread.
-            unsafe { *fiber.timer.get() = Some(id) };
+            let waker = fiber.waker_of_current_wait();
+            let id = self.timers.lock().insert(deadline, waker);
+            // SAFETY: the fiber is in hand until it is parked.
+            unsafe { *fiber.timer.get() = Some((self.index, id)) };
         }
-        if !fiber.park() {
+        if let Some(fiber) = fiber.park() {
             // Woken between its decision to wait and here.
-            // SAFETY: on the owner's thread.
-            unsafe { self.push_local(fiber) };
+            // SAFETY: still in hand, and on the owner's thread.
+            unsafe {
+                fiber.scheduler.forget_timer(&fiber);
+                self.push_local(fiber);
+            }
         }
     }
 
-    fn finish(&self, fiber: Arc<Inner>) {
+    /// Gives a new fiber a stack and thread-locals.
+    fn start(&self, fiber: &Ready, body: &mut Body) {
+        // SAFETY: on the owner's thread.
+        let (stack, tls) = unsafe {
+            self.owned(|owned| {
+                let tls = (fiber.tls == Tls::Private).then(|| owned.blocks.acquire());
+                (owned.stacks.acquire(fiber.stack_bytes), tls)
+            })
+        };
+        let stack = match stack {
+            Ok(stack) => stack,
+            // The join handle has no error to return for a fiber that cannot start: the process ends, as for any memory it
+            // lacks.
+            Err(error) => panic!("no memory for a fiber's stack of {} bytes: {error}", fiber.stack_bytes),
+        };
+        let guard = stack.guard_range();
+        fiber.guard_start.store(guard.start, Ordering::Relaxed);
+        fiber.guard_end.store(guard.end, Ordering::Relaxed);
+        body.tls = tls.map(|block| block.expect("no memory for a fiber's thread-local storage"));
+        let this = fiber.as_ptr() as usize;
+        body.coroutine = Some(Coroutine::with_stack(stack, move |yielder, ()| {
+            // SAFETY: the register keeps the fiber alive until `finish`, and this is its coroutine.
+            unsafe { Inner::main(this as *const Inner, yielder) }
+        }));
+    }
+
+    fn finish(&self, fiber: Ready) {
         // SAFETY: the body is this worker's, as in `run_fiber`.
         let body = unsafe { &mut *fiber.body.get() };
-        if let Some(coroutine) = body.coroutine.take() {
-            stack::release(coroutine.into_stack());
+        let (coroutine, tls) = (body.coroutine.take(), body.tls.take());
+        // SAFETY: on the owner's thread.
+        unsafe {
+            self.owned(|owned| {
+                if let Some(coroutine) = coroutine {
+                    owned.stacks.release(coroutine.into_stack());
+                }
+                if let Some(tls) = tls {
+                    owned.blocks.release(tls);
+                }
+            });
         }
-        if let Some(tls) = body.tls.take() {
-            tls.release();
-        }
-        Shared::retire(fiber);
+        // The scheduler outlives this: the worker's loop holds it.
+        let scheduler = Arc::as_ptr(&fiber.scheduler);
+        // SAFETY: see above, and the fiber is in hand for the last time.
+        unsafe { (*scheduler).retire(fiber) };
     }
 }
 
-/// Gives a new fiber a stack and thread-locals.
-fn start(fiber: &Arc<Inner>, body: &mut Body) {
-    let stack = match stack::acquire(fiber.stack_bytes) {
-        Ok(stack) => stack,
-        // The join handle has no error to return for a fiber that cannot start: the process ends, as for any memory it lacks.
-        Err(error) => panic!("no memory for a fiber's stack of {} bytes: {error}", fiber.stack_bytes),
-    };
-    let guard = stack.guard_range();
-    fiber.guard_start.store(guard.start, Ordering::Relaxed);
-    fiber.guard_end.store(guard.end, Ordering::Relaxed);
-    if fiber.tls == Tls::Private {
-        body.tls = TlsBlock::acquire();
-        assert!(body.tls.is_some(), "no memory for a fiber's thread-local storage");
-    }
-    let this = Arc::as_ptr(fiber) as usize;
-    body.coroutine = Some(Coroutine::with_stack(stack, move |yielder, ()| {
-        // SAFETY: the registry keeps the fiber alive until `finish`, and this is its coroutine.
-        unsafe { Inner::main(this as *const Inner, yielder) }
-    }));
+/// Whether spinning before a sleep has been worth it lately. On a machine with more threads than processors it is not, and takes
+/// time from those who have work; so each failure makes the next attempt rarer.
+#[derive(Default)]
+struct Spin {
+    sleeps_left: u32,
+    penalty: u32,
 }
 
-fn cancel_timer(owned: &mut Owned, fiber: &Arc<Inner>) {
-    // SAFETY: rule 3 in fiber.rs: the caller is on the home worker's thread.
-    if let Some(id) = unsafe { (*fiber.timer.get()).take() } {
-        owned.timers.cancel(id);
+impl Spin {
+    fn is_worth_it(&mut self) -> bool {
+        if self.sleeps_left == 0 {
+            return true;
+        }
+        self.sleeps_left -= 1;
+        false
+    }
+
+    fn learn(&mut self, found: bool) {
+        if found {
+            self.penalty = 0;
+        } else {
+            self.penalty = (2 * self.penalty).clamp(1, SLEEPS_WITHOUT_SPIN_MAX);
+            self.sleeps_left = self.penalty;
+        }
     }
 }
 
