@@ -19,6 +19,10 @@ impl Errno {
     pub const INVAL: Errno = Errno(libc::EINVAL);
     /// The operation goes on.
     pub const INPROGRESS: Errno = Errno(libc::EINPROGRESS);
+    /// The operation goes on since an earlier call.
+    pub const ALREADY: Errno = Errno(libc::EALREADY);
+    /// There is a connection.
+    pub const ISCONN: Errno = Errno(libc::EISCONN);
     /// The time is up.
     pub const TIMEDOUT: Errno = Errno(libc::ETIMEDOUT);
     /// Not supported by this kind of descriptor.

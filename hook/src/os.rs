@@ -7,6 +7,7 @@
 //! Futexes are not in the trait: they are memory, the same in any world, and wait in this crate's own table.
 
 use crate::errno::Result;
+use crate::real;
 use crate::real_os::RealOs;
 use crate::world::World;
 use core::ffi::{c_int, c_ulong};
@@ -249,15 +250,25 @@ impl core::fmt::Debug for OsExtension {
 
 /// The test that every hook makes first: in a fiber, calls `fiber` with the fiber's operating system, else `plain`.
 #[inline(always)]
-pub(crate) fn in_fiber_or<R>(fiber: impl FnOnce(Current<'_>, &dyn Os) -> R, plain: impl FnOnce() -> R) -> R {
+pub(crate) fn in_fiber_or<R>(fiber: impl FnOnce(Current<'_>, &dyn Os) -> R, plain: impl FnOnce() -> R) -> R
+where
+    R: PartialOrd + Default,
+{
     with_current(|current| {
         let Some(current) = current.filter(|current| current.may_suspend()) else { return plain() };
-        match current.extension() {
+        // An attempt that would block leaves its EAGAIN in errno. A call that succeeds in the end must not: programs set errno to 0,
+        // make several calls, and look at it once.
+        let errno = real::errno();
+        let answer = match current.extension() {
             None => fiber(current, &RealOs),
             Some(extension) => match extension.downcast_ref::<OsExtension>() {
                 Some(OsExtension(os)) => fiber(current, *os),
                 None => fiber(current, &RealOs),
             },
+        };
+        if answer >= R::default() {
+            real::set_errno(errno);
         }
+        answer
     })
 }

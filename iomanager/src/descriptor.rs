@@ -385,6 +385,26 @@ impl Slot {
         }
     }
 
+    /// Lets every fiber that waits try its call again.
+    fn nudge(&self) {
+        let mut fibers = Vec::new();
+        {
+            let mut state = self.state.lock();
+            for direction in Direction::BOTH {
+                let waiters = &mut state.waiters[direction as usize];
+                let callback = waiters.take_callback();
+                fibers.extend(waiters.take());
+                if let Some(callback) = callback {
+                    waiters.push(Waiter::Callback(callback));
+                }
+                self.edges[direction as usize].fetch_add(1, Ordering::Release);
+            }
+        }
+        for fiber in fibers {
+            fiber.fire(Wake::Ready);
+        }
+    }
+
     pub(crate) fn take_callback(&self, direction: Direction) -> Option<Callback> {
         self.state.lock().waiters[direction as usize].take_callback()
     }
@@ -417,5 +437,16 @@ pub fn forget(fd: RawFd) {
     }
     if let Some(slot) = known_slot(fd) {
         slot.forget();
+    }
+}
+
+/// To be called after something that ends waits for a descriptor and that the kernel reports no event for: the fibers that wait for
+/// it try again.
+///
+/// # Blocking
+/// Never.
+pub fn nudge(fd: RawFd) {
+    if let Some(slot) = known_slot(fd) {
+        slot.nudge();
     }
 }

@@ -3,6 +3,7 @@
 use super::kind;
 use super::poll::is_ready;
 use super::wait::{is_nonblocking, refuse_if_interrupted, timeout};
+use super::window::without_blocking;
 use crate::errno::{Errno, Result, check_int};
 use crate::real;
 use core::ffi::c_int;
@@ -17,15 +18,16 @@ pub(super) fn connect(current: Current<'_>, fd: RawFd, address: &[u8]) -> Result
         return call(fd, address);
     }
     let seen_edges = slot.edges(Direction::Write);
-    match without_blocking(fd, || call(fd, address))? {
-        Err(Errno::INPROGRESS) => {}
+    let going_on = match without_blocking(fd, || call(fd, address))? {
+        // The second: begun by a non-blocking call, or one whose time was up.
+        Err(errno @ (Errno::INPROGRESS | Errno::ALREADY)) => errno,
         // A Unix socket whose listener's backlog is full: there is nothing that the kernel would report an edge for.
         Err(Errno::AGAIN) => {
             refuse_if_interrupted(current)?;
             return run_blocking(|| call(fd, address));
         }
         answer => return answer,
-    }
+    };
     let deadline = timeout(fd, Direction::Write).map(|timeout| Instant::now() + timeout);
     let mut seen_edges = seen_edges;
     // An edge from before the connect (a fresh socket reports a hang-up) must not pass for the answer.
@@ -33,7 +35,7 @@ pub(super) fn connect(current: Current<'_>, fd: RawFd, address: &[u8]) -> Result
         match slot.wait(Direction::Write, seen_edges, deadline) {
             Ok(Wake::Ready) => seen_edges = slot.edges(Direction::Write),
             // What the kernel says when SO_SNDTIMEO ends a connect, which goes on in the background.
-            Ok(Wake::TimedOut) => return Err(Errno::INPROGRESS),
+            Ok(Wake::TimedOut) => return Err(going_on),
             Ok(Wake::Cancelled) => return Err(Errno::CANCELED),
             Ok(Wake::Expired) => return Err(Errno::TIMEDOUT),
             Ok(Wake::Closed) => return Err(Errno::BADF),
@@ -41,8 +43,28 @@ pub(super) fn connect(current: Current<'_>, fd: RawFd, address: &[u8]) -> Result
         }
     }
     match socket_error(fd)? {
-        0 => Ok(()),
-        errno => Err(Errno(errno)),
+        // Only when asked again does the kernel note that the connection is made. Without that, the user's next call would be that one
+        // and succeed, too, instead of failing with EISCONN. Some families note it by themselves.
+        0 => match without_blocking(fd, || call(fd, address))? {
+            Err(Errno::ISCONN) => Ok(()),
+            answer => answer,
+        },
+        errno => {
+            start_afresh(fd, address);
+            Err(Errno(errno))
+        }
+    }
+}
+
+/// What the kernel does at the end of a connect that waited and failed: the socket may try again.
+fn start_afresh(fd: RawFd, address: &[u8]) {
+    let family = address.first_chunk().map(|bytes| c_int::from(u16::from_ne_bytes(*bytes)));
+    if matches!(family, Some(libc::AF_INET | libc::AF_INET6)) {
+        let nobody = (libc::AF_UNSPEC as u16).to_ne_bytes();
+        let mut unspecified = [0; size_of::<libc::sockaddr>()];
+        unspecified[..nobody.len()].copy_from_slice(&nobody);
+        // The error to tell is the one of the connect.
+        let _ = call(fd, &unspecified);
     }
 }
 
@@ -50,19 +72,6 @@ fn call(fd: RawFd, address: &[u8]) -> Result<()> {
     // SAFETY: the address is a live slice.
     check_int(unsafe { real::connect(fd, address.as_ptr().cast(), address.len() as libc::socklen_t) })
         .map(drop)
-}
-
-/// Sets O_NONBLOCK for the length of one call that has no flag of its own for it. The call does not wait, so no fiber of this
-/// worker sees the change, and it is gone before anybody could inherit it.
-pub(super) fn without_blocking<T>(fd: RawFd, call: impl FnOnce() -> T) -> Result<T> {
-    // SAFETY: F_GETFL takes no argument, F_SETFL an int.
-    unsafe {
-        let flags = check_int(real::fcntl(fd, libc::F_GETFL, 0))?;
-        check_int(real::fcntl(fd, libc::F_SETFL, (flags | libc::O_NONBLOCK) as _))?;
-        let answer = call();
-        check_int(real::fcntl(fd, libc::F_SETFL, flags as _))?;
-        Ok(answer)
-    }
 }
 
 fn socket_error(fd: RawFd) -> Result<c_int> {

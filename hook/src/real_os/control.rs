@@ -1,7 +1,7 @@
 //! `fcntl`: duplicates inherit what is known, and a hidden O_NONBLOCK does not show.
 
 use super::wait::settings_changed;
-use super::{forget, listener};
+use super::{forget, listener, window};
 use crate::errno::{Result, check_int};
 use crate::real;
 use core::ffi::{c_int, c_ulong};
@@ -13,13 +13,14 @@ pub(crate) fn control(fd: RawFd, command: c_int, argument: c_ulong) -> Result<c_
     match command {
         libc::F_DUPFD | libc::F_DUPFD_CLOEXEC => call(argument).map(|copy| note_duplicate(fd, copy)),
         libc::F_GETFL => {
-            let flags = call(argument)?;
+            let flags = window::flags(fd)?;
             Ok(if listener::is_hidden(fd) { flags & !libc::O_NONBLOCK } else { flags })
         }
         libc::F_SETFL => {
             let wanted = argument as c_int;
             let keep = listener::user_sets_nonblocking(fd, (wanted & libc::O_NONBLOCK) != 0);
-            let answer = call(if keep { wanted | libc::O_NONBLOCK } else { wanted } as c_ulong);
+            let flags = if keep { wanted | libc::O_NONBLOCK } else { wanted };
+            let answer = window::change(fd, || call(flags as c_ulong));
             settings_changed();
             answer
         }

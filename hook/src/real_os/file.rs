@@ -1,10 +1,10 @@
 //! `read` and `write` on anything: sockets, pipes and their like, files.
 
-use super::connect::without_blocking;
 use super::kind::{self, Kind};
 use super::poll::is_ready;
-use super::socket::{VectorWindow, send_all};
+use super::socket::{VectorWindow, send_all, send_on_socket};
 use super::wait::{is_nonblocking, retry};
+use super::window::without_blocking;
 use crate::errno::{Errno, Result, check};
 use crate::os::{Buffer, BufferMut};
 use crate::real;
@@ -75,13 +75,13 @@ pub(super) fn write(fd: RawFd, buffers: &[Buffer]) -> Result<usize> {
     match kind::pollable(fd) {
         Some((Kind::Socket, slot)) => {
             let mut window = VectorWindow::new();
-            send_all(fd, slot, size, |sent| {
+            send_on_socket(fd, slot, size, |sent, flags| {
                 // SAFETY: the vectors are the caller's, or a window into them.
                 check(unsafe {
                     if count == 1 {
                         let rest = buffers[0].skip(sent);
                         let bytes = rest.as_slice();
-                        real::send(fd, bytes.as_ptr().cast(), bytes.len(), libc::MSG_DONTWAIT)
+                        real::send(fd, bytes.as_ptr().cast(), bytes.len(), flags)
                     } else {
                         let mut message: libc::msghdr = core::mem::zeroed();
                         (message.msg_iov, message.msg_iovlen) = (vectors.cast_mut(), count as _);
@@ -89,7 +89,7 @@ pub(super) fn write(fd: RawFd, buffers: &[Buffer]) -> Result<usize> {
                             let (start, length) = window.after(iovecs(buffers), sent);
                             (message.msg_iov, message.msg_iovlen) = (start, length as _);
                         }
-                        real::sendmsg(fd, &message, libc::MSG_DONTWAIT)
+                        real::sendmsg(fd, &message, flags)
                     }
                 })
             })

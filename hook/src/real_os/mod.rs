@@ -16,6 +16,7 @@ pub(crate) mod listener;
 mod poll;
 mod socket;
 pub(crate) mod wait;
+pub(crate) mod window;
 
 use crate::errno::{Result, check_int};
 use crate::os::{AddressMut, Buffer, BufferMut, Os, PollEntry};

@@ -31,6 +31,12 @@ pub(super) fn is_ended(fd: RawFd) -> bool {
     look(&mut [PollEntry { fd, events: libc::POLLRDHUP, revents: 0 }]).is_ok_and(|count| count > 0)
 }
 
+/// Whether an error waits to be told to somebody.
+pub(super) fn has_error(fd: RawFd) -> bool {
+    let mut entry = [PollEntry { fd, events: 0, revents: 0 }];
+    look(&mut entry).is_ok() && (entry[0].revents & libc::POLLERR) != 0
+}
+
 pub(super) fn poll(
     current: Current<'_>,
     entries: &mut [PollEntry],

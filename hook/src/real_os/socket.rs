@@ -1,8 +1,8 @@
 //! Receiving and sending on sockets.
 
 use super::kind;
-use super::poll::is_ended;
-use super::wait::{Waiting, retry};
+use super::poll::{has_error, is_ended};
+use super::wait::{Waiting, is_nonblocking, retry};
 use crate::errno::{Errno, Result, check};
 use crate::os::{AddressMut, Buffer, BufferMut};
 use crate::real;
@@ -70,7 +70,12 @@ fn receive_with(
     }
     let try_flags = flags | libc::MSG_DONTWAIT;
     if (flags & libc::MSG_WAITALL) == 0 || !is_stream(fd) {
-        return retry(fd, slot, Direction::Read, || attempt(0, try_flags));
+        let answer = retry(fd, slot, Direction::Read, || attempt(0, try_flags));
+        // Linux's TCP waits also for the chance to receive nothing, but when the time for that is up answers 0.
+        if size == 0 && answer == Err(Errno::AGAIN) && is_tcp(fd) && !is_nonblocking(fd)? {
+            return Ok(0);
+        }
+        return answer;
     }
     // The kernel drops MSG_WAITALL when told not to wait, so the pieces are collected here.
     let peek = (flags & libc::MSG_PEEK) != 0;
@@ -79,6 +84,10 @@ fn receive_with(
     loop {
         let seen_edges = slot.edges(Direction::Read);
         let before = received;
+        if received > 0 && has_error(fd) {
+            // Receiving would take the error, and the count leaves no room to tell it: the next call does.
+            return Ok(received);
+        }
         match attempt(if peek { 0 } else { received }, try_flags) {
             Ok(0) => return Ok(received),
             Ok(count) => received = if peek { count } else { received + count },
@@ -155,8 +164,27 @@ fn send_with(
     if (flags & libc::MSG_DONTWAIT) != 0 {
         return attempt(0, flags);
     }
-    let try_flags = flags | libc::MSG_DONTWAIT;
-    send_all(fd, slot, size, |offset| attempt(offset, try_flags))
+    send_on_socket(fd, slot, size, |sent, try_flags| attempt(sent, flags | try_flags))
+}
+
+/// Calls `attempt(offset, flags)` until `size` bytes are sent, on a socket.
+pub(super) fn send_on_socket(
+    fd: RawFd,
+    slot: &Slot,
+    size: usize,
+    mut attempt: impl FnMut(usize, c_int) -> Result<usize>,
+) -> Result<usize> {
+    send_all(fd, slot, size, |sent| {
+        if sent == 0 {
+            return attempt(0, libc::MSG_DONTWAIT);
+        }
+        // For the kernel this is another call, which tells errors and raises SIGPIPE; for the user it is still the one that has sent
+        // something, and does neither. The error stays for the next call, as a reset would otherwise look like an orderly end.
+        if has_error(fd) {
+            return Err(Errno(libc::EPIPE));
+        }
+        attempt(sent, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
+    })
 }
 
 /// Calls `attempt(offset)` until `size` bytes are sent.
@@ -191,13 +219,20 @@ pub(super) fn send_all(
 }
 
 fn is_stream(fd: RawFd) -> bool {
+    socket_option(fd, libc::SO_TYPE) == Some(libc::SOCK_STREAM)
+}
+
+fn is_tcp(fd: RawFd) -> bool {
+    socket_option(fd, libc::SO_PROTOCOL) == Some(libc::IPPROTO_TCP)
+}
+
+fn socket_option(fd: RawFd, option: c_int) -> Option<c_int> {
     let mut value: c_int = 0;
     let mut length = size_of::<c_int>() as libc::socklen_t;
     // SAFETY: the option fills an int of the length given.
-    let result = unsafe {
-        real::getsockopt(fd, libc::SOL_SOCKET, libc::SO_TYPE, (&raw mut value).cast(), &mut length)
-    };
-    result == 0 && value == libc::SOCK_STREAM
+    let result =
+        unsafe { real::getsockopt(fd, libc::SOL_SOCKET, option, (&raw mut value).cast(), &mut length) };
+    (result == 0).then_some(value)
 }
 
 fn vectors(message: &libc::msghdr) -> impl Iterator<Item = &libc::iovec> {

@@ -4,7 +4,8 @@
 //! descriptor: duplicates share these settings, so a change through one is a change of others that nobody can name. All
 //! descriptors are asked about again then; that costs two system calls each, once.
 
-use crate::errno::{Errno, Result, check_int};
+use super::window;
+use crate::errno::{Errno, Result};
 use crate::real;
 use core::sync::atomic::{AtomicU32, Ordering};
 use squall_fiber::{Current, Wake};
@@ -110,9 +111,7 @@ pub(crate) fn is_nonblocking(fd: RawFd) -> Result<bool> {
     if super::listener::is_hidden(fd) {
         return Ok(false);
     }
-    // SAFETY: F_GETFL takes no argument.
-    let flags = check_int(unsafe { real::fcntl(fd, libc::F_GETFL, 0) })?;
-    Ok((flags & libc::O_NONBLOCK) != 0)
+    Ok((window::flags(fd)? & libc::O_NONBLOCK) != 0)
 }
 
 /// SO_RCVTIMEO or SO_SNDTIMEO; `None` if not set or not a socket.

@@ -5,7 +5,7 @@ use crate::os::in_fiber_or;
 use crate::real;
 use crate::real_os::control::{control, note_duplicate};
 use crate::real_os::wait::settings_changed;
-use crate::real_os::{self, forget, forget_both, listener};
+use crate::real_os::{self, forget, forget_both, listener, window};
 use crate::world::{World, in_world_or};
 use core::ffi::{c_int, c_ulong, c_void};
 use squall_fiber::Current;
@@ -135,7 +135,7 @@ unsafe fn plain_ioctl(fd: c_int, request: c_ulong, argument: *mut c_void) -> c_i
         let wanted = unsafe { *argument.cast::<c_int>() } != 0;
         let mut kernel = c_int::from(listener::user_sets_nonblocking(fd, wanted));
         // SAFETY: as above.
-        let result = unsafe { real::ioctl(fd, request, (&raw mut kernel).cast()) };
+        let result = window::change(fd, || unsafe { real::ioctl(fd, request, (&raw mut kernel).cast()) });
         settings_changed();
         return result;
     }

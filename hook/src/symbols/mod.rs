@@ -30,7 +30,7 @@ pub(crate) fn hooked() -> impl Iterator<Item = Symbol> {
         files: fdatasync fsync poll ppoll read readv sendfile sendfile64 write writev;
         multiplex: epoll_pwait epoll_wait pselect select;
         sockets: accept accept4 connect getsockopt recv recvfrom recvmmsg recvmsg send sendmmsg sendmsg sendto setsockopt
-            socket socketpair;
+            shutdown socket socketpair;
         threads: getaddrinfo pthread_join pthread_key_create pthread_key_delete syscall waitpid;
         time: clock_nanosleep nanosleep sched_yield sleep usleep;
     };

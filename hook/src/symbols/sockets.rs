@@ -258,6 +258,22 @@ pub(super) unsafe extern "C" fn sendmmsg(
 }
 
 #[unsafe(no_mangle)]
+pub(super) unsafe extern "C" fn shutdown(fd: c_int, how: c_int) -> c_int {
+    in_world_or(
+        |current, world| answer_int(world.shutdown(current, fd, how).map(|()| 0)),
+        || {
+            // SAFETY: no memory is involved.
+            let result = unsafe { real::shutdown(fd, how) };
+            if result == 0 {
+                // Not everything that this ends shows as an event: a Unix socket with a full buffer stays unwritable.
+                squall_iomanager::descriptor::nudge(fd);
+            }
+            result
+        },
+    )
+}
+
+#[unsafe(no_mangle)]
 pub(super) unsafe extern "C" fn getsockopt(
     fd: c_int,
     level: c_int,

@@ -49,7 +49,6 @@ real_functions! {
     fn getpid() -> pid_t;
     fn bind(fd: c_int, address: *const sockaddr, length: socklen_t) -> c_int;
     fn listen(fd: c_int, backlog: c_int) -> c_int;
-    fn shutdown(fd: c_int, how: c_int) -> c_int;
     fn getsockname(fd: c_int, address: *mut sockaddr, length: *mut socklen_t) -> c_int;
     fn getpeername(fd: c_int, address: *mut sockaddr, length: *mut socklen_t) -> c_int;
     fn open(path: *const c_char, flags: c_int, mode: mode_t) -> c_int;

@@ -5,7 +5,7 @@ use core::ffi::c_int;
 use libc::{sockaddr, socklen_t};
 use squall_hook::{AddressMut, Errno, in_world_or};
 
-list! { bind listen shutdown getsockname getpeername }
+list! { bind listen getsockname getpeername }
 
 #[unsafe(no_mangle)]
 unsafe extern "C" fn bind(fd: c_int, address: *const sockaddr, length: socklen_t) -> c_int {
@@ -29,15 +29,6 @@ unsafe extern "C" fn listen(fd: c_int, backlog: c_int) -> c_int {
         |current, world| answer_done(world.listen(current, fd, backlog)),
         // SAFETY: no memory is involved.
         || unsafe { real::listen(fd, backlog) },
-    )
-}
-
-#[unsafe(no_mangle)]
-unsafe extern "C" fn shutdown(fd: c_int, how: c_int) -> c_int {
-    in_world_or(
-        |current, world| answer_done(world.shutdown(current, fd, how)),
-        // SAFETY: no memory is involved.
-        || unsafe { real::shutdown(fd, how) },
     )
 }
 
