@@ -1,5 +1,6 @@
 //! Closing, replacing and reusing descriptors that somebody waits for.
 
+use crate::calls::*;
 use crate::harness::*;
 use squall_iomanager::IoManager;
 use std::io::{ErrorKind, Read, Write};
@@ -77,4 +78,157 @@ fn a_reused_descriptor_number_inherits_nothing() {
         }
     });
     fiber.join().unwrap();
+}
+
+#[test]
+fn a_descriptor_is_closed_once() {
+    differ(false, |notes| {
+        // Far above the numbers that other tests are given meanwhile.
+        // SAFETY: no memory is involved.
+        let high = unsafe { libc::fcntl(duplicate(2).as_raw_fd(), libc::F_DUPFD_CLOEXEC, 800) };
+        raw(notes, "close", close(high));
+        raw(notes, "again", close(high));
+        raw(notes, "negative", close(-1));
+        raw(notes, "never open", close(i32::MAX));
+        raw_size(notes, "read", read(high, &mut [0; 5]));
+        raw_size(notes, "write", write(high, b"x"));
+    });
+}
+
+#[test]
+fn closing_one_duplicate_leaves_those_alone_that_wait_on_the_other() {
+    differ(true, |notes| {
+        for (name, ours, theirs) in stream_pairs() {
+            let copy = duplicate(ours.as_raw_fd());
+            let sender = companion(move || {
+                thread::sleep(PAUSE);
+                drop(ours);
+                thread::sleep(PAUSE);
+                send(theirs.as_raw_fd(), b"late");
+            });
+            raw_size(notes, name, recv(copy.as_raw_fd(), &mut [0; 5]));
+            raw_size(notes, "the end", recv(copy.as_raw_fd(), &mut [0; 5]));
+            sender();
+        }
+    });
+}
+
+#[test]
+fn whoever_waited_on_one_duplicate_may_wait_on_the_other() {
+    differ(true, |notes| {
+        for (name, ours, theirs) in stream_pairs() {
+            let copy = duplicate(ours.as_raw_fd());
+            let sender = companion(move || {
+                for _ in 0..4 {
+                    thread::sleep(PAUSE);
+                    send(theirs.as_raw_fd(), b"x");
+                }
+            });
+            for fd in [ours.as_raw_fd(), copy.as_raw_fd(), ours.as_raw_fd()] {
+                raw_size(notes, name, recv(fd, &mut [0; 5]));
+            }
+            drop(ours);
+            raw_size(notes, name, recv(copy.as_raw_fd(), &mut [0; 5]));
+            sender();
+        }
+    });
+}
+
+#[test]
+fn the_end_reaches_the_peer_when_the_last_duplicate_is_closed() {
+    differ(true, |notes| {
+        let (ours, theirs) = tcp_pair();
+        let copy = ours.try_clone().unwrap();
+        let log = Log::default();
+        let order = log.clone();
+        let closer = companion(move || {
+            drop(ours);
+            thread::sleep(PAUSE);
+            order.note("the last");
+            drop(copy);
+        });
+        let count = recv(theirs.as_raw_fd(), &mut [0; 5]);
+        log.note(format!("the end: {count}"));
+        closer();
+        log.close(notes);
+    });
+}
+
+#[test]
+fn dup2_over_a_connection_ends_it_for_the_peer() {
+    differ(true, |notes| {
+        let (ours, theirs) = tcp_pair();
+        let (reader, writer) = pipe(0);
+        let fd = ours.as_raw_fd();
+        let replacer = companion(move || {
+            thread::sleep(PAUSE);
+            // SAFETY: the number stays with its owner, for the pipe.
+            assert_eq!(unsafe { libc::dup2(reader.as_raw_fd(), fd) }, fd);
+        });
+        raw_size(notes, "the end", recv(theirs.as_raw_fd(), &mut [0; 5]));
+        replacer();
+        raw_size(notes, "into the pipe", write(writer.as_raw_fd(), b"abc"));
+        raw_size(notes, "out of the number", read(fd, &mut [0; 5]));
+        raw_size(notes, "no socket any more", recv(fd, &mut [0; 5]));
+    });
+}
+
+#[test]
+fn duplicating_calls_judge_their_arguments() {
+    differ(false, |notes| {
+        let (reader, writer) = pipe(0);
+        let fd = reader.as_raw_fd();
+        // SAFETY: no memory is involved; what is duplicated is closed again, and the bad numbers are the point.
+        unsafe {
+            raw(notes, "dup of nothing", libc::dup(-1));
+            raw(notes, "dup2 of nothing", libc::dup2(i32::MAX, fd));
+            raw(notes, "dup2 to itself", libc::dup2(fd, fd) - fd);
+            raw(notes, "dup2 to a negative", libc::dup2(fd, -1));
+            raw(notes, "dup3 to itself", libc::dup3(fd, fd, 0));
+            raw(notes, "dup3 with bad flags", libc::dup3(fd, fd + 1, 12345));
+            raw(notes, "dupfd of nothing", libc::fcntl(-1, libc::F_DUPFD, 0));
+            raw(notes, "dupfd from a negative", libc::fcntl(fd, libc::F_DUPFD, -1));
+            let high = libc::fcntl(fd, libc::F_DUPFD, 900);
+            notes.push(format!("from 900 on: {} {}", high >= 900, libc::fcntl(high, libc::F_GETFD)));
+            let cloexec = libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 900);
+            notes.push(format!("cloexec: {}", libc::fcntl(cloexec, libc::F_GETFD)));
+            let replaced = libc::dup3(fd, high, libc::O_CLOEXEC);
+            notes.push(format!("dup3: {} {}", replaced == high, libc::fcntl(high, libc::F_GETFD)));
+            raw_size(notes, "write", write(writer.as_raw_fd(), b"abcdef"));
+            for copy in [high, cloexec, fd] {
+                raw_size(notes, "read", read(copy, &mut [0; 2]));
+            }
+            raw(notes, "close", close(high));
+            raw(notes, "close", close(cloexec));
+        }
+    });
+}
+
+#[test]
+fn a_number_closed_past_the_hooks_means_what_it_means_now() {
+    differ(true, |notes| {
+        let (ours, theirs) = socketpair(libc::SOCK_STREAM);
+        send(theirs.as_raw_fd(), b"x");
+        // SAFETY: the number is above what other tests are given, and the stream takes the descriptor over.
+        unsafe {
+            let number = libc::fcntl(ours.as_raw_fd(), libc::F_DUPFD_CLOEXEC, 700);
+            raw_size(notes, "a socket", read(number, &mut [0; 5]));
+            let stream = libc::fdopen(number, c"r".as_ptr());
+            // libc closes the descriptor inside itself.
+            raw(notes, "fclose", libc::fclose(stream));
+            let event = owned(libc::eventfd(0, 0));
+            raw(
+                notes,
+                "reused",
+                i32::from(libc::fcntl(event.as_raw_fd(), libc::F_DUPFD_CLOEXEC, number) == number),
+            );
+            let waker = companion(move || {
+                thread::sleep(PAUSE);
+                write(event.as_raw_fd(), &1u64.to_ne_bytes());
+            });
+            raw_size(notes, "an eventfd", read(number, &mut [0; 8]));
+            waker();
+            raw(notes, "close", close(number));
+        }
+    });
 }

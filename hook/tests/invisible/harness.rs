@@ -1,13 +1,14 @@
 //! Runs a case on a plain thread and in fibers and compares what it noted; and what many cases need: companions, connected pairs, the C
 //! structs. Only the cases of this suite call it.
 
+use crate::calls;
 use squall_fiber::{Tls, with_current};
 use squall_hook::Builder;
 use squall_iomanager::IoManager;
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::RawFd;
-use std::sync::Arc;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -154,3 +155,85 @@ pub fn messages(vectors: &mut [libc::iovec]) -> Vec<libc::mmsghdr> {
         })
         .collect()
 }
+
+/// The order of events between a case and its companions. An event that causes another is noted before it does.
+#[derive(Debug, Clone, Default)]
+pub struct Log(Arc<Mutex<Vec<String>>>);
+
+impl Log {
+    pub fn note(&self, event: impl Into<String>) {
+        self.0.lock().unwrap().push(event.into());
+    }
+
+    /// Moves the events so far to the case's notes.
+    pub fn close(&self, notes: &mut Notes) {
+        notes.append(&mut self.0.lock().unwrap());
+    }
+}
+
+/// Two connected stream sockets of each kind, which hold little.
+pub fn stream_pairs() -> [(&'static str, OwnedFd, OwnedFd); 2] {
+    let (client, server) = tcp_pair();
+    let (a, b) = calls::socketpair(libc::SOCK_STREAM);
+    let pairs = [("tcp", client.into(), server.into()), ("unix", a, b)];
+    for (_, ours, theirs) in &pairs {
+        small_buffers(ours);
+        small_buffers(theirs);
+    }
+    pairs
+}
+
+/// Keeps a case that fills a socket's buffers short.
+pub fn small_buffers(socket: &impl AsRawFd) {
+    for option in [libc::SO_SNDBUF, libc::SO_RCVBUF] {
+        assert_eq!(calls::set_option(socket.as_raw_fd(), libc::SOL_SOCKET, option, 32 * 1024), 0);
+    }
+}
+
+/// Sends until nothing more fits, without waiting. Says how many bytes that were.
+pub fn fill(fd: RawFd) -> usize {
+    let piece = [0u8; 4096];
+    let mut total = 0;
+    loop {
+        match calls::send_with(fd, &piece, libc::MSG_DONTWAIT) {
+            count if count > 0 => total += count as usize,
+            _ => return total,
+        }
+    }
+}
+
+/// Waits until a sender elsewhere has filled the buffer of `fd`, so that it waits by now.
+pub fn until_full(fd: RawFd) {
+    while poll(&mut [entry(fd, libc::POLLOUT)], 0) > 0 {
+        thread::sleep(Duration::from_millis(1));
+    }
+    thread::sleep(PAUSE);
+}
+
+/// Receives until the end, slowly enough that a sender with much to say has to wait. Says how many bytes that were.
+pub fn drain(fd: RawFd) -> usize {
+    let mut buffer = vec![0; 64 * 1024];
+    let mut total = 0;
+    loop {
+        thread::sleep(Duration::from_micros(200));
+        match calls::read(fd, &mut buffer) {
+            count if count > 0 => total += count as usize,
+            _ => return total,
+        }
+    }
+}
+
+/// The cases of one call: `condition waits` makes a test of the function `condition(notes, call)` beside the macro's use.
+macro_rules! cases {
+    ($call:ident: $($condition:ident $waits:literal)*) => {
+        mod $call {
+            $(
+                #[test]
+                fn $condition() {
+                    crate::harness::differ($waits, |notes| super::$condition(notes, crate::calls::$call));
+                }
+            )*
+        }
+    };
+}
+pub(crate) use cases;

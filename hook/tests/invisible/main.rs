@@ -7,6 +7,7 @@
 //! A module is a family of calls. No case measures time: who came first, and whether anything went on, is all that is noted.
 
 mod aliases;
+mod calls;
 mod closing;
 mod connect;
 mod epoll;
@@ -16,7 +17,9 @@ mod harness;
 mod names;
 mod pipes;
 mod poll;
+mod receiving;
 mod select;
+mod sending;
 mod settings;
 mod sleep;
 mod tcp;
