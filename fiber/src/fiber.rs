@@ -748,4 +748,9 @@ impl Waker {
     pub fn is_same(&self, other: &Waker) -> bool {
         Arc::ptr_eq(&self.fiber, &other.fiber) && self.generation == other.generation
     }
+
+    /// Whether it ends a wait of this fiber.
+    pub fn is_of(&self, current: Current<'_>) -> bool {
+        Arc::ptr_eq(&self.fiber, current.inner)
+    }
 }

@@ -248,27 +248,45 @@ impl core::fmt::Debug for OsExtension {
     }
 }
 
-/// The test that every hook makes first: in a fiber, calls `fiber` with the fiber's operating system, else `plain`.
-#[inline(always)]
-pub(crate) fn in_fiber_or<R>(fiber: impl FnOnce(Current<'_>, &dyn Os) -> R, plain: impl FnOnce() -> R) -> R
+/// The test that every hook makes first: in a fiber, calls the first closure with the fiber and its operating system, else the
+/// second.
+///
+/// Outside a fiber that is one thread-local read and a jump. A macro, because a closure that is given to a function is built
+/// before the test: it would cost every hook a stack frame and as many stores as it has arguments.
+macro_rules! in_fiber_or {
+    ($fiber:expr, $plain:expr $(,)?) => {
+        if squall_fiber::in_fiber()
+            && let Some(answer) = $crate::os::in_fiber($fiber)
+        {
+            answer
+        } else {
+            ($plain)()
+        }
+    };
+}
+pub(crate) use in_fiber_or;
+
+/// Calls `f` with the running fiber and its operating system; `None` if there is no fiber, or it may not wait now.
+#[inline]
+pub(crate) fn in_fiber<R>(f: impl FnOnce(Current<'_>, &dyn Os) -> R) -> Option<R>
 where
     R: PartialOrd + Default,
 {
     with_current(|current| {
-        let Some(current) = current.filter(|current| current.may_suspend()) else { return plain() };
+        let current = current.filter(|current| current.may_suspend())?;
         // An attempt that would block leaves its EAGAIN in errno. A call that succeeds in the end must not: programs set errno to 0,
         // make several calls, and look at it once.
         let errno = real::errno();
         let answer = match current.extension() {
-            None => fiber(current, &RealOs),
+            None => f(current, &RealOs),
             Some(extension) => match extension.downcast_ref::<OsExtension>() {
-                Some(OsExtension(os)) => fiber(current, *os),
-                None => fiber(current, &RealOs),
+                Some(OsExtension(os)) => f(current, *os),
+                None => f(current, &RealOs),
             },
         };
         if answer >= R::default() {
             real::set_errno(errno);
         }
-        answer
+        Some(answer)
     })
 }

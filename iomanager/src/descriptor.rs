@@ -7,11 +7,24 @@
 //! if that would block waits for the counter to move on from what it read: an edge between the try and the wait has moved it
 //! already, and registering a descriptor that is ready makes an edge of its own.
 //!
+//! How a try that would fail is spared. A stream socket that gave less than was asked for was empty in that moment, and whatever
+//! comes later makes an edge. So the reader notes the counter that it had read before the call ([`Slot::note_drained`]); as long
+//! as the counter stands there, the next reader waits at once. What makes this hold:
+//! - The edge of whatever arrives after that moment is counted later still, also if the kernel merges it with an earlier one that
+//!   nobody has collected yet, so the counter has moved on from the note. An arrival that no registration saw is reported by
+//!   the next registration, which every wait makes sure of.
+//! - What ends a read early with more behind it announces itself: the end of the stream, an error, urgent data (a read stops at
+//!   its mark) come with an edge that says so. From then on the slot's notes count for nothing, for good ([`Slot::on_edge`]).
+//! - Others who read the same socket, here, through a duplicate or in another process, only take away.
+//!
+//! Which sockets and calls this is right for, the hook layer knows. The counter would have to go round between two looks of
+//! a reader, four billion edges, for an old note to pass for a new one.
+//!
 //! How a stale event hurts nobody. The number of a closed descriptor is reused at once. Each slot has a generation, which is part of
 //! the token that the kernel hands back: an event of an earlier generation is dropped.
 
 use crate::reactor::Reactor;
-use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, Ordering};
 use squall_fiber::lock::Lock;
 use squall_fiber::{WaitKind, Wake, Waker, with_current};
 use std::io;
@@ -69,50 +82,54 @@ impl Waiter {
 /// Usually one fiber waits for one direction: that takes no allocation.
 #[derive(Default)]
 struct Waiters {
-    first: Option<Waiter>,
-    more: Vec<Waiter>,
+    /// The fiber that has waited longest.
+    first: Option<Waker>,
+    /// Boxed, so that a slot without a crowd stays small.
+    more: Option<Box<Vec<Waiter>>>,
 }
 
 impl Waiters {
     fn push(&mut self, waiter: Waiter) {
-        if self.first.is_none() {
-            self.first = Some(waiter);
-        } else {
-            self.more.push(waiter);
+        match waiter {
+            Waiter::Fiber(waker) if self.first.is_none() => self.first = Some(waker),
+            waiter => self.more.get_or_insert_default().push(waiter),
         }
     }
 
-    fn take(&mut self) -> impl Iterator<Item = Waiter> + use<> {
-        self.first.take().into_iter().chain(core::mem::take(&mut self.more))
+    fn take(&mut self) -> Waiters {
+        core::mem::take(self)
     }
 
-    fn remove_fiber(&mut self, waker: &Waker) {
-        let is_it = |waiter: &Waiter| matches!(waiter, Waiter::Fiber(other) if other.is_same(waker));
-        if self.first.as_ref().is_some_and(is_it) {
-            // The one that has waited longest moves up.
-            self.first = (!self.more.is_empty()).then(|| self.more.remove(0));
-        } else {
-            self.more.retain(|waiter| !is_it(waiter));
+    fn fire(self, reason: Wake) {
+        if let Some(waker) = self.first {
+            waker.wake(reason);
+        }
+        for waiter in self.more.into_iter().flat_map(|more| *more) {
+            waiter.fire(reason);
+        }
+    }
+
+    fn remove_fiber(&mut self, is_it: impl Fn(&Waker) -> bool) {
+        if self.first.as_ref().is_some_and(&is_it) {
+            // Whoever comes next takes the place. An edge fires all, so the order hardly matters.
+            self.first = None;
+        } else if let Some(more) = &mut self.more {
+            more.retain(|waiter| !matches!(waiter, Waiter::Fiber(waker) if is_it(waker)));
         }
     }
 
     /// There is at most one.
     fn take_callback(&mut self) -> Option<Callback> {
-        let mut taken = None;
-        for waiter in self.take() {
-            match waiter {
-                Waiter::Callback(callback) => taken = Some(callback),
-                fiber => self.push(fiber),
-            }
+        let more = self.more.as_mut()?;
+        let at = more.iter().position(|waiter| matches!(waiter, Waiter::Callback(_)))?;
+        match more.remove(at) {
+            Waiter::Callback(callback) => Some(callback),
+            Waiter::Fiber(_) => unreachable!("the position of a callback was looked for"),
         }
-        taken
     }
 
-    fn callback(&self) -> Option<&Callback> {
-        self.first.iter().chain(&self.more).find_map(|waiter| match waiter {
-            Waiter::Callback(callback) => Some(callback),
-            Waiter::Fiber(_) => None,
-        })
+    fn has_callback(&self) -> bool {
+        self.more.iter().flat_map(|more| more.iter()).any(|waiter| matches!(waiter, Waiter::Callback(_)))
     }
 }
 
@@ -125,15 +142,30 @@ struct State {
 }
 
 /// What the table knows about one descriptor number.
+///
+/// A wait and its event touch little else, so with many descriptors their cost is that of the cache lines here: two, which the
+/// processor fetches as a pair.
+#[repr(align(128))]
 pub struct Slot {
     fd: RawFd,
+    /// Written by holders of the state's lock.
     edges: [AtomicU32; 2],
+    /// The count of read edges at which a read left nothing behind. 0 is never.
+    drained_at: AtomicU32,
+    /// Whether an event has come after which a short read proves nothing.
+    has_end: AtomicBool,
     /// For the hook layer: what kind of thing the descriptor is. 0 means "not looked at yet".
-    note: AtomicU32,
-    /// For the hook layer, per direction: since which epoch of settings a wait is known to be without conditions. 0 is never.
+    note: AtomicU8,
+    /// For the hook layer: whether another descriptor is known to name the same open file.
+    is_shared: AtomicBool,
+    /// For the hook layer: counts the changes of settings made through this descriptor.
+    settings: AtomicU32,
+    /// For the hook layer, per direction: as of which settings a wait is known to be without conditions. 0 is never.
     unconditional_since: [AtomicU32; 2],
     state: Lock<State>,
 }
+
+const _: () = assert!(size_of::<Slot>() == 128);
 
 impl core::fmt::Debug for Slot {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
@@ -146,7 +178,8 @@ const CHUNKS: usize = 1024;
 /// Chunks of slots, allocated when a descriptor in their range is first looked at, and never freed.
 static TABLE: [AtomicPtr<Slot>; CHUNKS] = [const { AtomicPtr::new(core::ptr::null_mut()) }; CHUNKS];
 
-/// The slot of a descriptor number; `None` if the number is negative or above the million that the table covers.
+/// The slot of a descriptor number, allocated along with its neighbours if need be; `None` if the number is negative or above the million that the table covers.
+#[inline]
 pub fn slot(fd: RawFd) -> Option<&'static Slot> {
     let index = usize::try_from(fd).ok()?;
     let chunk = TABLE.get(index / CHUNK)?;
@@ -159,7 +192,7 @@ pub fn slot(fd: RawFd) -> Option<&'static Slot> {
 }
 
 /// The slot of a descriptor that somebody has looked at before; `None` without allocating otherwise.
-fn known_slot(fd: RawFd) -> Option<&'static Slot> {
+pub fn known_slot(fd: RawFd) -> Option<&'static Slot> {
     let index = usize::try_from(fd).ok()?;
     let first = TABLE.get(index / CHUNK)?.load(Ordering::Acquire);
     // SAFETY: as in `slot`.
@@ -172,7 +205,11 @@ fn allocate_chunk(chunk: &AtomicPtr<Slot>, first_fd: usize) -> *mut Slot {
         .map(|fd| Slot {
             fd: fd as RawFd,
             edges: [AtomicU32::new(0), AtomicU32::new(0)],
-            note: AtomicU32::new(0),
+            drained_at: AtomicU32::new(0),
+            has_end: AtomicBool::new(false),
+            note: AtomicU8::new(0),
+            is_shared: AtomicBool::new(false),
+            settings: AtomicU32::new(1),
             unconditional_since: [AtomicU32::new(0), AtomicU32::new(0)],
             state: Lock::new(State::default()),
         })
@@ -196,15 +233,52 @@ impl Slot {
         self.edges[direction as usize].load(Ordering::Acquire)
     }
 
+    /// Notes that a read, before which the count of read edges was `seen_edges`, has left the descriptor empty.
+    #[inline]
+    pub fn note_drained(&self, seen_edges: u32) {
+        self.drained_at.store(seen_edges, Ordering::Relaxed);
+    }
+
+    /// Whether there is nothing to read, so that trying is no use: a read has left nothing behind, and nothing has come since. To
+    /// be followed by [`Slot::wait`] with the same `seen_edges`. False if not known.
+    #[inline]
+    pub fn is_drained(&self, seen_edges: u32) -> bool {
+        // Ordered by the load of the edges: the edge that came with the end is counted after the flag is set.
+        self.drained_at.load(Ordering::Relaxed) == seen_edges
+            && seen_edges != 0
+            && !self.has_end.load(Ordering::Relaxed)
+    }
+
     /// The hook layer's note about the descriptor; 0 after the descriptor was closed or made anew.
     #[inline]
-    pub fn note(&self) -> u32 {
+    pub fn note(&self) -> u8 {
         self.note.load(Ordering::Relaxed)
     }
 
     /// Sets the note.
-    pub fn set_note(&self, note: u32) {
+    pub fn set_note(&self, note: u8) {
         self.note.store(note, Ordering::Relaxed);
+    }
+
+    /// Whether another descriptor is known to name the same open file; false after the descriptor was closed or made anew.
+    pub fn is_shared(&self) -> bool {
+        self.is_shared.load(Ordering::Relaxed)
+    }
+
+    /// Remembers for the hook layer that another descriptor names the same open file.
+    pub fn set_shared(&self) {
+        self.is_shared.store(true, Ordering::Relaxed);
+    }
+
+    /// How often [`Slot::settings_changed`] was called.
+    #[inline]
+    pub fn settings(&self) -> u32 {
+        self.settings.load(Ordering::Acquire)
+    }
+
+    /// Counts a change of settings, for the hook layer.
+    pub fn settings_changed(&self) {
+        self.settings.fetch_add(1, Ordering::Release);
     }
 
     /// The epoch last given to [`Slot::set_unconditional_since`]; 0 after the descriptor was closed or made anew.
@@ -233,8 +307,7 @@ impl Slot {
         with_current(|current| {
             let current = current.expect("a descriptor is waited for in a fiber");
             let wait = current.begin_wait(direction.wait_kind(), self.fd as u64);
-            let waker = wait.waker();
-            match self.add_fiber(direction, Some(seen_edges), waker.clone()) {
+            match self.add_fiber(direction, Some(seen_edges), || wait.waker()) {
                 Ok(true) => {}
                 Ok(false) => {
                     wait.abandon();
@@ -247,7 +320,8 @@ impl Slot {
             }
             let wake = wait.block_interruptible(deadline);
             if matches!(wake, Wake::TimedOut | Wake::Cancelled | Wake::Expired) {
-                self.remove_waker(direction, &waker);
+                let mut state = self.state.lock();
+                state.waiters[direction as usize].remove_fiber(|waker| waker.is_of(current));
             }
             Ok(wake)
         })
@@ -259,23 +333,29 @@ impl Slot {
     /// # Errors
     /// As [`Slot::wait`].
     pub fn add_waker(&self, direction: Direction, waker: Waker) -> io::Result<()> {
-        self.add_fiber(direction, None, waker).map(|_| ())
+        self.add_fiber(direction, None, || waker).map(|_| ())
     }
 
     /// Takes a waker out again.
     pub fn remove_waker(&self, direction: Direction, waker: &Waker) {
-        self.state.lock().waiters[direction as usize].remove_fiber(waker);
+        self.state.lock().waiters[direction as usize].remove_fiber(|other| other.is_same(waker));
     }
 
     /// Adds a fiber, registering the descriptor with the reactor of its worker if it is with none. False if an edge has come
     /// since `seen_edges` was read, so that there is nothing to wait for.
-    fn add_fiber(&self, direction: Direction, seen_edges: Option<u32>, waker: Waker) -> io::Result<bool> {
+    #[inline]
+    fn add_fiber(
+        &self,
+        direction: Direction,
+        seen_edges: Option<u32>,
+        waker: impl FnOnce() -> Waker,
+    ) -> io::Result<bool> {
         let mut state = self.state.lock();
         self.register(&mut state, Reactor::current)?;
         if seen_edges.is_some_and(|seen| seen != self.edges(direction)) {
             return Ok(false);
         }
-        state.waiters[direction as usize].push(Waiter::Fiber(waker));
+        state.waiters[direction as usize].push(Waiter::Fiber(waker()));
         Ok(true)
     }
 
@@ -290,7 +370,7 @@ impl Slot {
     ) -> io::Result<()> {
         let callbacks: Vec<_> = directions.map(|direction| (direction, callback())).collect();
         let mut state = self.state.lock();
-        if callbacks.iter().any(|(direction, _)| state.waiters[*direction as usize].callback().is_some()) {
+        if callbacks.iter().any(|(direction, _)| state.waiters[*direction as usize].has_callback()) {
             return Err(io::Error::from(io::ErrorKind::AlreadyExists));
         }
         for (direction, callback) in callbacks {
@@ -300,6 +380,7 @@ impl Slot {
         Ok(())
     }
 
+    #[inline]
     fn register(&self, state: &mut State, reactor: impl FnOnce() -> Option<Arc<Reactor>>) -> io::Result<()> {
         if state.registered_with.as_ref().is_some_and(|reactor| reactor.is_alive()) {
             return Ok(());
@@ -310,9 +391,15 @@ impl Slot {
         Ok(())
     }
 
+    /// Counts an edge. The caller holds the state's lock, so nobody else writes the counter.
+    fn count_edge(&self, direction: Direction) {
+        let edges = &self.edges[direction as usize];
+        edges.store(edges.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
+    }
+
     /// The reactor that the descriptor may be registered with has ended: whoever waits here would wait for ever.
     fn leave_reactor(&self, gone: &Arc<Reactor>) {
-        let mut fibers = Vec::new();
+        let mut fibers = [Waiters::default(), Waiters::default()];
         let mut lost = Vec::new();
         {
             let mut state = self.state.lock();
@@ -323,8 +410,8 @@ impl Slot {
                 let waiters = &mut state.waiters[direction as usize];
                 let callback = waiters.take_callback();
                 // Fibers try their call again, and if it still would block, register with a reactor of their own.
-                fibers.extend(waiters.take());
-                self.edges[direction as usize].fetch_add(1, Ordering::Release);
+                fibers[direction as usize] = waiters.take();
+                self.count_edge(direction);
                 let Some(callback) = callback else { continue };
                 match self.register(&mut state, || Some(Arc::clone(&callback.reactor))) {
                     Ok(()) => state.waiters[direction as usize].push(Waiter::Callback(callback)),
@@ -332,31 +419,35 @@ impl Slot {
                 }
             }
         }
-        for fiber in fibers {
-            fiber.fire(Wake::Ready);
+        for waiters in fibers {
+            waiters.fire(Wake::Ready);
         }
         for callback in lost {
             callback.fire(Wake::Closed);
         }
     }
 
-    /// Called by a reactor when the kernel reports an edge.
-    pub(crate) fn on_edge(&self, generation: u32, directions: [bool; 2]) {
-        let mut fired = [None, None];
+    /// Called by a reactor when the kernel reports an edge. `is_end` says that it is more than news of data or room: an end, an
+    /// error, urgent data.
+    pub(crate) fn on_edge(&self, generation: u32, directions: [bool; 2], is_end: bool) {
+        let mut fired = [Waiters::default(), Waiters::default()];
         {
             let mut state = self.state.lock();
             if state.generation != generation {
                 return;
             }
+            if is_end {
+                self.has_end.store(true, Ordering::Relaxed);
+            }
             for direction in Direction::BOTH {
                 if directions[direction as usize] {
-                    self.edges[direction as usize].fetch_add(1, Ordering::Release);
-                    fired[direction as usize] = Some(state.waiters[direction as usize].take());
+                    self.count_edge(direction);
+                    fired[direction as usize] = state.waiters[direction as usize].take();
                 }
             }
         }
-        for waiter in fired.into_iter().flatten().flatten() {
-            waiter.fire(Wake::Ready);
+        for waiters in fired {
+            waiters.fire(Wake::Ready);
         }
     }
 
@@ -365,6 +456,9 @@ impl Slot {
         let waiters = {
             let mut state = self.state.lock();
             self.note.store(0, Ordering::Relaxed);
+            self.drained_at.store(0, Ordering::Relaxed);
+            self.has_end.store(false, Ordering::Relaxed);
+            self.is_shared.store(false, Ordering::Relaxed);
             self.unconditional_since.iter().for_each(|since| since.store(0, Ordering::Relaxed));
             if state.registered_with.is_none() {
                 return;
@@ -374,34 +468,31 @@ impl Slot {
                 reactor.deregister(self.fd);
             }
             state.generation = state.generation.wrapping_add(1);
-            let [read, write] = &mut state.waiters;
-            read.take().chain(write.take())
+            Direction::BOTH.into_iter().for_each(|direction| self.count_edge(direction));
+            [state.waiters[0].take(), state.waiters[1].take()]
         };
-        for direction in Direction::BOTH {
-            self.edges[direction as usize].fetch_add(1, Ordering::Release);
-        }
-        for waiter in waiters {
-            waiter.fire(Wake::Closed);
+        for waiters in waiters {
+            waiters.fire(Wake::Closed);
         }
     }
 
     /// Lets every fiber that waits try its call again.
     fn nudge(&self) {
-        let mut fibers = Vec::new();
+        let mut fibers = [Waiters::default(), Waiters::default()];
         {
             let mut state = self.state.lock();
             for direction in Direction::BOTH {
                 let waiters = &mut state.waiters[direction as usize];
                 let callback = waiters.take_callback();
-                fibers.extend(waiters.take());
+                fibers[direction as usize] = waiters.take();
                 if let Some(callback) = callback {
                     waiters.push(Waiter::Callback(callback));
                 }
-                self.edges[direction as usize].fetch_add(1, Ordering::Release);
+                self.count_edge(direction);
             }
         }
-        for fiber in fibers {
-            fiber.fire(Wake::Ready);
+        for waiters in fibers {
+            waiters.fire(Wake::Ready);
         }
     }
 

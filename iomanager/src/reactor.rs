@@ -39,7 +39,8 @@ impl Reactor {
 
     pub(crate) fn register(&self, fd: RawFd, generation: u32) -> io::Result<()> {
         let token = token(fd, generation);
-        let interest = Interest::READABLE | Interest::WRITABLE;
+        // Urgent data is asked for, too: `poll` may wait for it, and it makes short reads inconclusive.
+        let interest = Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY;
         match self.registry.register(&mut SourceFd(&fd), token, interest) {
             // The number was closed past the hooks while a duplicate kept the registration: take it over.
             Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {
@@ -103,9 +104,11 @@ impl Driver for ReactorDriver {
             let (fd, generation) = ((event.token().0 & 0xFFFF_FFFF) as RawFd, (event.token().0 >> 32) as u32);
             let Some(slot) = descriptor::slot(fd) else { continue };
             // Errors and hang-ups end a wait in either direction: the call that is tried next reports them.
-            let readable = event.is_readable() || event.is_read_closed() || event.is_error();
-            let writable = event.is_writable() || event.is_write_closed() || event.is_error();
-            slot.on_edge(generation, [readable, writable]);
+            let is_error = event.is_error();
+            let is_end = event.is_read_closed() || event.is_write_closed() || event.is_priority() || is_error;
+            let readable = event.is_readable() || event.is_read_closed() || event.is_priority() || is_error;
+            let writable = event.is_writable() || event.is_write_closed() || is_error;
+            slot.on_edge(generation, [readable, writable], is_end);
         }
     }
 

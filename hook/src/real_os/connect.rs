@@ -13,7 +13,7 @@ use std::os::fd::RawFd;
 use std::time::Instant;
 
 pub(super) fn connect(current: Current<'_>, fd: RawFd, address: &[u8]) -> Result<()> {
-    let Some(slot) = kind::socket(fd) else { return call(fd, address) };
+    let Some((_, slot)) = kind::socket(fd) else { return call(fd, address) };
     if is_nonblocking(fd)? {
         return call(fd, address);
     }

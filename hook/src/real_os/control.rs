@@ -1,7 +1,7 @@
 //! `fcntl`: duplicates inherit what is known, and a hidden O_NONBLOCK does not show.
 
 use super::wait::settings_changed;
-use super::{forget, listener, window};
+use super::{forget, listener, note_shared, window};
 use crate::errno::{Result, check_int};
 use crate::real;
 use core::ffi::{c_int, c_ulong};
@@ -21,7 +21,7 @@ pub(crate) fn control(fd: RawFd, command: c_int, argument: c_ulong) -> Result<c_
             let keep = listener::user_sets_nonblocking(fd, (wanted & libc::O_NONBLOCK) != 0);
             let flags = if keep { wanted | libc::O_NONBLOCK } else { wanted };
             let answer = window::change(fd, || call(flags as c_ulong));
-            settings_changed();
+            settings_changed(fd);
             answer
         }
         _ => call(argument),
@@ -32,6 +32,8 @@ pub(crate) fn control(fd: RawFd, command: c_int, argument: c_ulong) -> Result<c_
 pub(crate) fn note_duplicate(fd: RawFd, copy: RawFd) -> RawFd {
     if copy >= 0 && copy != fd {
         forget(copy);
+        note_shared(fd);
+        note_shared(copy);
         listener::duplicate(fd, copy);
     }
     copy

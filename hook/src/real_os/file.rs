@@ -3,7 +3,7 @@
 use super::kind::{self, Kind};
 use super::poll::is_ready;
 use super::socket::{VectorWindow, send_all, send_on_socket};
-use super::wait::{is_nonblocking, retry};
+use super::wait::{is_nonblocking, retry, retry_stream};
 use super::window::without_blocking;
 use crate::errno::{Errno, Result, check};
 use crate::os::{Buffer, BufferMut};
@@ -32,23 +32,30 @@ pub(super) fn read(fd: RawFd, buffers: &mut [BufferMut]) -> Result<usize> {
     match kind::pollable(fd) {
         // Reading nothing never waits, on sockets neither, unlike receiving nothing.
         _ if wants_nothing => direct(),
-        Some((Kind::Socket, slot)) => retry(fd, slot, Direction::Read, || {
+        Some((kind, slot)) if kind.is_socket() => {
             // SAFETY: as above.
-            check(unsafe {
-                if count == 1 {
-                    real::recv(fd, (*vectors).iov_base, (*vectors).iov_len, libc::MSG_DONTWAIT)
-                } else {
-                    let mut message: libc::msghdr = core::mem::zeroed();
-                    (message.msg_iov, message.msg_iovlen) = (vectors, count as _);
-                    real::recvmsg(fd, &mut message, libc::MSG_DONTWAIT)
-                }
-            })
-        }),
+            let attempt = || {
+                check(unsafe {
+                    if count == 1 {
+                        real::recv(fd, (*vectors).iov_base, (*vectors).iov_len, libc::MSG_DONTWAIT)
+                    } else {
+                        let mut message: libc::msghdr = core::mem::zeroed();
+                        (message.msg_iov, message.msg_iovlen) = (vectors, count as _);
+                        real::recvmsg(fd, &mut message, libc::MSG_DONTWAIT)
+                    }
+                })
+            };
+            if kind::short_count_is_conclusive(kind) {
+                retry_stream(fd, slot, buffers.iter().map(BufferMut::len).sum(), attempt)
+            } else {
+                retry(fd, slot, Direction::Read, attempt)
+            }
+        }
         Some((kind, slot)) => retry(fd, slot, Direction::Read, || {
             if kind == Kind::NoWait {
                 // SAFETY: as above; offset -1 means "where the file stands".
                 match check(unsafe { real::preadv2(fd, vectors, count, -1, libc::RWF_NOWAIT) }) {
-                    Err(Errno::OPNOTSUPP) => slot.set_note(Kind::PollFirst as u32),
+                    Err(Errno::OPNOTSUPP) => slot.set_note(Kind::PollFirst as u8),
                     answer => return answer,
                 }
             }
@@ -73,9 +80,9 @@ pub(super) fn write(fd: RawFd, buffers: &[Buffer]) -> Result<usize> {
         })
     };
     match kind::pollable(fd) {
-        Some((Kind::Socket, slot)) => {
+        Some((kind, slot)) if kind.is_socket() => {
             let mut window = VectorWindow::new();
-            send_on_socket(fd, slot, size, |sent, flags| {
+            send_on_socket(fd, kind, slot, size, |sent, flags| {
                 // SAFETY: the vectors are the caller's, or a window into them.
                 check(unsafe {
                     if count == 1 {
@@ -105,14 +112,15 @@ pub(super) fn write(fd: RawFd, buffers: &[Buffer]) -> Result<usize> {
 fn write_waitable(fd: RawFd, kind: Kind, slot: &Slot, buffers: &[Buffer], size: usize) -> Result<usize> {
     let mut window = VectorWindow::new();
     let mut kind = kind;
-    send_all(fd, slot, size, |sent| {
+    // Short for another reason than a full buffer, and not a socket.
+    send_all(fd, kind, slot, size, |sent| {
         let (start, count) = window.after(iovecs(buffers), sent);
         if kind == Kind::NoWait {
             // SAFETY: the window points into the caller's buffers; offset -1 means "where the file stands".
             match check(unsafe { real::pwritev2(fd, start, count as c_int, -1, libc::RWF_NOWAIT) }) {
                 Err(Errno::OPNOTSUPP) => {
                     kind = Kind::PollFirst;
-                    slot.set_note(kind as u32);
+                    slot.set_note(kind as u8);
                 }
                 answer => return answer,
             }
@@ -144,7 +152,8 @@ pub(super) fn send_file(
         return call(count);
     }
     let mut sent_all = 0;
-    send_all(out, slot, count, |sent| {
+    // A short count may be the input's doing: as on a socket of any kind.
+    send_all(out, Kind::Socket, slot, count, |sent| {
         let sent_now = without_blocking(out, || call(count - sent))??;
         sent_all += sent_now;
         // The input's end comes before the count: a blocking call stops there, too.

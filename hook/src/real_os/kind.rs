@@ -1,21 +1,34 @@
 //! What kind of thing a descriptor is, which decides how it is tried without blocking. Cached in the descriptor table, which
 //! forgets it when the descriptor is closed or its number is given out anew.
 
+use crate::errno::{Errno, check_int};
+use crate::real;
+use core::ffi::c_int;
+use core::sync::atomic::{AtomicBool, Ordering};
 use squall_iomanager::descriptor::{self, Slot};
 use std::os::fd::RawFd;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u32)]
+#[repr(u8)]
 pub(crate) enum Kind {
     /// Tried with `MSG_DONTWAIT`.
     Socket = 1,
+    /// A socket that speaks TCP, on which short reads and writes say that it is drained or full. Unix sockets end a read early
+    /// also at a passed descriptor or where another sender begins; datagrams are short by nature.
+    Tcp = 2,
     /// A pipe, eventfd, timerfd and the like: tried with `RWF_NOWAIT`.
-    NoWait = 2,
+    NoWait = 3,
     /// A terminal or device that can be polled but knows no `RWF_NOWAIT`: polled, then called.
-    PollFirst = 3,
+    PollFirst = 4,
     /// A file, a directory, the standard streams, or nothing at all: called as it is. The standard streams are shared with
     /// the shell and with children, and must stay usable from a panic: they never suspend a fiber.
-    Direct = 4,
+    Direct = 5,
+}
+
+impl Kind {
+    pub(crate) fn is_socket(self) -> bool {
+        matches!(self, Kind::Socket | Kind::Tcp)
+    }
 }
 
 /// The kind, with the slot of the descriptor table where it waits. `None` for descriptors that are called directly.
@@ -24,31 +37,65 @@ pub(crate) fn pollable(fd: RawFd) -> Option<(Kind, &'static Slot)> {
     let slot = descriptor::slot(fd)?;
     let kind = match slot.note() {
         1 => Kind::Socket,
-        2 => Kind::NoWait,
-        3 => Kind::PollFirst,
-        4 => Kind::Direct,
+        2 => Kind::Tcp,
+        3 => Kind::NoWait,
+        4 => Kind::PollFirst,
+        5 => Kind::Direct,
         _ => {
             let kind = look(fd)?;
-            slot.set_note(kind as u32);
+            slot.set_note(kind as u8);
             kind
         }
     };
     (kind != Kind::Direct).then_some((kind, slot))
 }
 
-/// The slot of a socket; `None` for anything else, whose call then fails by itself.
+/// As [`pollable`], for sockets only; `None` for anything else, whose call then fails by itself.
 #[inline]
-pub(crate) fn socket(fd: RawFd) -> Option<&'static Slot> {
-    match pollable(fd)? {
-        (Kind::Socket, slot) => Some(slot),
-        _ => None,
-    }
+pub(crate) fn socket(fd: RawFd) -> Option<(Kind, &'static Slot)> {
+    pollable(fd).filter(|(kind, _)| kind.is_socket())
 }
 
+/// Some socket of this process has been given a setting under which short counts prove nothing. Others may share or inherit it, so
+/// nothing is concluded from short counts any more.
+pub(crate) fn short_counts_prove_nothing() {
+    PROVE_NOTHING.store(true, Ordering::Relaxed);
+}
+
+/// Whether a short count on a descriptor of this kind says that it is drained or full.
+#[inline]
+pub(crate) fn short_count_is_conclusive(kind: Kind) -> bool {
+    kind == Kind::Tcp && !PROVE_NOTHING.load(Ordering::Relaxed)
+}
+
+static PROVE_NOTHING: AtomicBool = AtomicBool::new(false);
+
 /// `None` for what is not open: not worth remembering, since the number may be given out past the hooks.
+#[cold]
 fn look(fd: RawFd) -> Option<Kind> {
     if fd <= 2 {
         return Some(Kind::Direct);
+    }
+    let option = |option: c_int| {
+        let mut value: c_int = 0;
+        let mut length = size_of::<c_int>() as libc::socklen_t;
+        // SAFETY: the option fills an int of the length given.
+        check_int(unsafe {
+            real::getsockopt(fd, libc::SOL_SOCKET, option, (&raw mut value).cast(), &mut length)
+        })
+        .map(|_| value)
+    };
+    match option(libc::SO_PROTOCOL) {
+        Ok(libc::IPPROTO_TCP) => {
+            // A raw socket may name the protocol, too. And with a low-water mark, what is below it makes no edge.
+            let is_plain =
+                option(libc::SO_TYPE) == Ok(libc::SOCK_STREAM) && option(libc::SO_RCVLOWAT) == Ok(1);
+            return Some(if is_plain { Kind::Tcp } else { Kind::Socket });
+        }
+        Err(Errno::NOTSOCK) => {}
+        Err(Errno::BADF) => return None,
+        // Another protocol, or a family that does not know the option.
+        Ok(_) | Err(_) => return Some(Kind::Socket),
     }
     let mut stat = core::mem::MaybeUninit::<libc::stat>::uninit();
     // SAFETY: fstat fills the struct it is given, or fails.
@@ -59,7 +106,6 @@ fn look(fd: RawFd) -> Option<Kind> {
         stat.assume_init().st_mode
     };
     Some(match mode & libc::S_IFMT {
-        libc::S_IFSOCK => Kind::Socket,
         libc::S_IFREG | libc::S_IFDIR | libc::S_IFBLK => Kind::Direct,
         _ => Kind::NoWait,
     })

@@ -83,7 +83,7 @@ fn hide_nonblocking(fd: RawFd) -> Result<()> {
 }
 
 pub(super) fn accept(fd: RawFd, peer: AddressMut, flags: c_int) -> Result<RawFd> {
-    let Some(slot) = kind::socket(fd) else { return call(fd, &peer, flags) };
+    let Some((_, slot)) = kind::socket(fd) else { return call(fd, &peer, flags) };
     hide_nonblocking(fd)?;
     let accepted = retry(fd, slot, Direction::Read, || call(fd, &peer, flags))?;
     super::forget(accepted);

@@ -11,7 +11,7 @@ pub(crate) mod child;
 mod connect;
 pub(crate) mod control;
 mod file;
-mod kind;
+pub(crate) mod kind;
 pub(crate) mod listener;
 mod poll;
 mod socket;
@@ -23,7 +23,9 @@ use crate::os::{AddressMut, Buffer, BufferMut, Os, PollEntry};
 use crate::real;
 use core::ffi::{c_int, c_ulong};
 use core::mem::MaybeUninit;
+use core::sync::atomic::{AtomicBool, Ordering};
 use squall_fiber::{Current, WaitKind};
+use squall_iomanager::descriptor;
 use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
 
@@ -138,15 +140,26 @@ impl Os for RealOs {
 /// `close`, from fibers and threads alike: whoever waits for the descriptor learns of it before its number can be reused.
 pub(crate) fn close(fd: RawFd) -> Result<()> {
     listener::forget(fd);
-    squall_iomanager::descriptor::forget(fd);
+    descriptor::forget(fd);
     // SAFETY: no memory is involved.
     check_int(unsafe { real::close(fd) }).map(drop)
+}
+
+/// Whether a duplicate was made of a descriptor that the table did not know yet, and cannot be asked about for that reason.
+static UNKNOWN_DUPLICATES: AtomicBool = AtomicBool::new(false);
+
+/// From now on several descriptors name the open file that `fd` names: a duplicate of it was made, sent or received.
+pub(crate) fn note_shared(fd: RawFd) {
+    match descriptor::known_slot(fd) {
+        Some(slot) => slot.set_shared(),
+        None => UNKNOWN_DUPLICATES.store(true, Ordering::Relaxed),
+    }
 }
 
 /// A descriptor number that has just been made: nothing known about it before holds.
 pub(crate) fn forget(fd: RawFd) {
     listener::forget(fd);
-    squall_iomanager::descriptor::forget(fd);
+    descriptor::forget(fd);
 }
 
 /// As [`forget`], for the two ends of a pipe or socket pair.

@@ -1,8 +1,8 @@
 //! Receiving and sending on sockets.
 
-use super::kind;
+use super::kind::{self, Kind};
 use super::poll::{has_error, is_ended};
-use super::wait::{Waiting, is_nonblocking, retry};
+use super::wait::{Waiting, is_nonblocking, retry, retry_stream};
 use crate::errno::{Errno, Result, check};
 use crate::os::{AddressMut, Buffer, BufferMut};
 use crate::real;
@@ -60,7 +60,10 @@ fn receive_with(
     flags: c_int,
     mut attempt: impl FnMut(usize, c_int) -> Result<usize>,
 ) -> Result<usize> {
-    let Some(slot) = kind::socket(fd) else { return attempt(0, flags) };
+    let Some((kind, slot)) = kind::socket(fd) else { return attempt(0, flags) };
+    if flags == 0 && kind::short_count_is_conclusive(kind) {
+        return retry_stream(fd, slot, size, || attempt(0, libc::MSG_DONTWAIT));
+    }
     if (flags & libc::MSG_DONTWAIT) != 0 {
         return attempt(0, flags);
     }
@@ -160,21 +163,25 @@ fn send_with(
     flags: c_int,
     mut attempt: impl FnMut(usize, c_int) -> Result<usize>,
 ) -> Result<usize> {
-    let Some(slot) = kind::socket(fd) else { return attempt(0, flags) };
+    let Some((kind, slot)) = kind::socket(fd) else { return attempt(0, flags) };
     if (flags & libc::MSG_DONTWAIT) != 0 {
         return attempt(0, flags);
     }
-    send_on_socket(fd, slot, size, |sent, try_flags| attempt(sent, flags | try_flags))
+    // With other flags a count may be short for reasons of theirs.
+    let is_plain = (flags & !(libc::MSG_NOSIGNAL | libc::MSG_MORE)) == 0;
+    let kind = if is_plain { kind } else { Kind::Socket };
+    send_on_socket(fd, kind, slot, size, |sent, try_flags| attempt(sent, flags | try_flags))
 }
 
 /// Calls `attempt(offset, flags)` until `size` bytes are sent, on a socket.
 pub(super) fn send_on_socket(
     fd: RawFd,
+    kind: Kind,
     slot: &Slot,
     size: usize,
     mut attempt: impl FnMut(usize, c_int) -> Result<usize>,
 ) -> Result<usize> {
-    send_all(fd, slot, size, |sent| {
+    send_all(fd, kind, slot, size, |sent| {
         if sent == 0 {
             return attempt(0, libc::MSG_DONTWAIT);
         }
@@ -190,6 +197,7 @@ pub(super) fn send_on_socket(
 /// Calls `attempt(offset)` until `size` bytes are sent.
 pub(super) fn send_all(
     fd: RawFd,
+    kind: Kind,
     slot: &Slot,
     size: usize,
     mut attempt: impl FnMut(usize) -> Result<usize>,
@@ -204,14 +212,18 @@ pub(super) fn send_all(
                 if sent >= size {
                     return Ok(sent);
                 }
-                // A short count means that the buffer is full now; so does an O_NONBLOCK set by the user.
+                // TCP takes a part only when its buffer is full, and has promised an edge by then. Others are asked.
+                if !kind::short_count_is_conclusive(kind) {
+                    continue;
+                }
             }
-            Err(Errno::AGAIN) => match waiting.wait(slot, seen_edges) {
-                Ok(()) => {}
-                Err(_) if sent > 0 => return Ok(sent),
-                Err(errno) => return Err(errno),
-            },
+            Err(Errno::AGAIN) => {}
             // As the kernel does: the count now, the error with the next call.
+            Err(_) if sent > 0 => return Ok(sent),
+            Err(errno) => return Err(errno),
+        }
+        match waiting.wait(slot, seen_edges) {
+            Ok(()) => {}
             Err(_) if sent > 0 => return Ok(sent),
             Err(errno) => return Err(errno),
         }

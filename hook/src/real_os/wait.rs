@@ -1,15 +1,15 @@
 //! The loop that all calls share: try, and if that would block, ask the kernel whether and how long the user wants to wait.
 //!
-//! The usual answer, "for ever", is remembered for the descriptor until anything in the process changes O_NONBLOCK or a timeout of any
-//! descriptor: duplicates share these settings, so a change through one is a change of others that nobody can name. All
-//! descriptors are asked about again then; that costs two system calls each, once.
+//! The usual answer, "for ever", is remembered for the descriptor until anything in the process changes O_NONBLOCK or a timeout of it.
+//! Duplicates share these settings, so a change through a descriptor that has some is a change of others that nobody can name: then
+//! all descriptors are asked about again, which costs two system calls each, once.
 
 use super::window;
 use crate::errno::{Errno, Result};
 use crate::real;
 use core::sync::atomic::{AtomicU32, Ordering};
 use squall_fiber::{Current, Wake};
-use squall_iomanager::descriptor::{Direction, Slot};
+use squall_iomanager::descriptor::{self, Direction, Slot};
 use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
 
@@ -31,6 +31,36 @@ pub(crate) fn retry<T>(
     }
 }
 
+/// [`retry`] for a read of up to `size` bytes whose short counts are conclusive: waits at once where the last one has left nothing,
+/// and notes it for the next.
+#[inline]
+pub(crate) fn retry_stream(
+    fd: RawFd,
+    slot: &Slot,
+    size: usize,
+    mut attempt: impl FnMut() -> Result<usize>,
+) -> Result<usize> {
+    let mut waiting = Waiting::new(fd, Direction::Read);
+    loop {
+        let seen_edges = slot.edges(Direction::Read);
+        if slot.is_drained(seen_edges) {
+            waiting.wait(slot, seen_edges)?;
+            continue;
+        }
+        match attempt() {
+            Err(Errno::AGAIN) => waiting.wait(slot, seen_edges)?,
+            Ok(count) => {
+                // None at all is the end, which is reported again and again.
+                if 0 < count && count < size {
+                    slot.note_drained(seen_edges);
+                }
+                return Ok(count);
+            }
+            error => return error,
+        }
+    }
+}
+
 /// The waits of one call, which share one deadline.
 pub(crate) struct Waiting {
     fd: RawFd,
@@ -48,8 +78,9 @@ impl Waiting {
     /// # Errors
     /// `EAGAIN` if not at all.
     fn ask(&self, slot: &Slot) -> Result<Option<Instant>> {
-        // Read before asking: a change in between leaves an old epoch behind, and the next wait asks again.
-        let epoch = SETTINGS_EPOCH.load(Ordering::Acquire);
+        // Read before asking: a change in between leaves an old epoch behind, and the next wait asks again. Both counters only
+        // grow, so their sum stands still only if both do.
+        let epoch = SETTINGS_EPOCH.load(Ordering::Acquire).wrapping_add(slot.settings());
         if slot.unconditional_since(self.direction) == epoch {
             return Ok(None);
         }
@@ -95,14 +126,18 @@ pub(crate) fn refuse_if_interrupted(current: Current<'_>) -> Result<()> {
     }
 }
 
-/// Counts the changes of settings that decide how a call waits. Never 0.
+/// Counts the changes of settings that decide how a call waits, where they may concern any descriptor.
 static SETTINGS_EPOCH: AtomicU32 = AtomicU32::new(1);
 
 /// To be called after O_NONBLOCK or a timeout of some descriptor was changed.
-pub(crate) fn settings_changed() {
-    if SETTINGS_EPOCH.fetch_add(1, Ordering::Release) == u32::MAX {
-        // 0 means "never asked".
-        SETTINGS_EPOCH.fetch_add(1, Ordering::Release);
+pub(crate) fn settings_changed(fd: RawFd) {
+    match descriptor::known_slot(fd) {
+        Some(slot) if !slot.is_shared() && !super::UNKNOWN_DUPLICATES.load(Ordering::Relaxed) => {
+            slot.settings_changed();
+        }
+        _ => {
+            SETTINGS_EPOCH.fetch_add(1, Ordering::Release);
+        }
     }
 }
 

@@ -12,10 +12,9 @@ use squall_fiber::Current;
 
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C" fn close(fd: c_int) -> c_int {
-    in_fiber_or(
-        |current, os| answer_int(os.close(current, fd).map(|()| 0)),
-        || answer_int(real_os::close(fd).map(|()| 0)),
-    )
+    in_fiber_or!(|current, os| answer_int(os.close(current, fd).map(|()| 0)), || answer_int(
+        real_os::close(fd).map(|()| 0)
+    ),)
 }
 
 /// `dup2` and `dup3` close what the target was, so whoever waits for it must learn of it first; but not if the call will fail.
@@ -84,10 +83,9 @@ pub(super) unsafe extern "C" fn pipe(pair: *mut c_int) -> c_int {
 /// Variadic in C: the third argument, if any, travels in the same register as this one's.
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C" fn fcntl(fd: c_int, command: c_int, argument: c_ulong) -> c_int {
-    in_fiber_or(
-        |current, os| answer_int(os.control(current, fd, command, argument)),
-        || answer_int(control(fd, command, argument)),
-    )
+    in_fiber_or!(|current, os| answer_int(os.control(current, fd, command, argument)), || answer_int(
+        control(fd, command, argument)
+    ),)
 }
 
 /// As `fcntl`; what programs compiled for large files call.
@@ -136,7 +134,7 @@ unsafe fn plain_ioctl(fd: c_int, request: c_ulong, argument: *mut c_void) -> c_i
         let mut kernel = c_int::from(listener::user_sets_nonblocking(fd, wanted));
         // SAFETY: as above.
         let result = window::change(fd, || unsafe { real::ioctl(fd, request, (&raw mut kernel).cast()) });
-        settings_changed();
+        settings_changed(fd);
         return result;
     }
     // SAFETY: the caller's own arguments.

@@ -13,7 +13,7 @@ const VECTORS_MAX: c_int = 1024;
 
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C" fn read(fd: c_int, buffer: *mut c_void, length: size_t) -> ssize_t {
-    in_fiber_or(
+    in_fiber_or!(
         |current, os| {
             // SAFETY: the caller passes a buffer of that length.
             let buffer = unsafe { BufferMut::new(buffer, length) };
@@ -26,7 +26,7 @@ pub(super) unsafe extern "C" fn read(fd: c_int, buffer: *mut c_void, length: siz
 
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C" fn write(fd: c_int, buffer: *const c_void, length: size_t) -> ssize_t {
-    in_fiber_or(
+    in_fiber_or!(
         |current, os| {
             // SAFETY: the caller passes a buffer of that length.
             let buffer = unsafe { Buffer::new(buffer, length) };
@@ -39,7 +39,7 @@ pub(super) unsafe extern "C" fn write(fd: c_int, buffer: *const c_void, length: 
 
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C" fn readv(fd: c_int, vectors: *const iovec, count: c_int) -> ssize_t {
-    in_fiber_or(
+    in_fiber_or!(
         |current, os| {
             if vectors.is_null() || !(1..=VECTORS_MAX).contains(&count) {
                 // SAFETY: the kernel judges the caller's own arguments.
@@ -59,7 +59,7 @@ pub(super) unsafe extern "C" fn readv(fd: c_int, vectors: *const iovec, count: c
 
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C" fn writev(fd: c_int, vectors: *const iovec, count: c_int) -> ssize_t {
-    in_fiber_or(
+    in_fiber_or!(
         |current, os| {
             if vectors.is_null() || !(1..=VECTORS_MAX).contains(&count) {
                 // SAFETY: the kernel judges the caller's own arguments.
@@ -94,7 +94,7 @@ unsafe fn poll_in_fiber(
 
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C" fn poll(entries: *mut pollfd, count: nfds_t, timeout_ms: c_int) -> c_int {
-    in_fiber_or(
+    in_fiber_or!(
         |current, os| {
             let timeout = u64::try_from(timeout_ms).ok().map(Duration::from_millis);
             // SAFETY: the caller passes that many entries.
@@ -112,7 +112,7 @@ pub(super) unsafe extern "C" fn ppoll(
     timeout: *const timespec,
     mask: *const libc::sigset_t,
 ) -> c_int {
-    in_fiber_or(
+    in_fiber_or!(
         |current, os| {
             // SAFETY: the caller passes null or a timespec.
             let timeout = match unsafe { time::timeout(timeout) } {
@@ -130,7 +130,7 @@ pub(super) unsafe extern "C" fn ppoll(
 
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C" fn fsync(fd: c_int) -> c_int {
-    in_fiber_or(
+    in_fiber_or!(
         |current, os| answer_int(os.sync_file(current, fd, false).map(|()| 0)),
         // SAFETY: no memory is involved.
         || unsafe { real::fsync(fd) },
@@ -139,7 +139,7 @@ pub(super) unsafe extern "C" fn fsync(fd: c_int) -> c_int {
 
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C" fn fdatasync(fd: c_int) -> c_int {
-    in_fiber_or(
+    in_fiber_or!(
         |current, os| answer_int(os.sync_file(current, fd, true).map(|()| 0)),
         // SAFETY: no memory is involved.
         || unsafe { real::fdatasync(fd) },
@@ -153,7 +153,7 @@ pub(super) unsafe extern "C" fn sendfile(
     offset: *mut off_t,
     count: size_t,
 ) -> ssize_t {
-    in_fiber_or(
+    in_fiber_or!(
         |current, os| {
             // SAFETY: the caller passes null or an offset.
             let offset = unsafe { offset.as_mut() };

@@ -44,7 +44,7 @@ pub(super) unsafe extern "C" fn epoll_wait(
     capacity: c_int,
     timeout_ms: c_int,
 ) -> c_int {
-    in_fiber_or(
+    in_fiber_or!(
         // SAFETY: the caller passes that much room.
         |current, os| unsafe { epoll_in_fiber(current, os, epoll, events, capacity, from_ms(timeout_ms)) },
         // SAFETY: the caller's own arguments.
@@ -61,7 +61,7 @@ pub(super) unsafe extern "C" fn epoll_pwait(
     timeout_ms: c_int,
     mask: *const sigset_t,
 ) -> c_int {
-    in_fiber_or(
+    in_fiber_or!(
         // SAFETY: the caller passes that much room.
         |current, os| unsafe { epoll_in_fiber(current, os, epoll, events, capacity, from_ms(timeout_ms)) },
         // SAFETY: the caller's own arguments.
@@ -132,7 +132,7 @@ pub(super) unsafe extern "C" fn select(
     except: *mut fd_set,
     timeout: *mut timeval,
 ) -> c_int {
-    in_fiber_or(
+    in_fiber_or!(
         |current, os| {
             // SAFETY: the caller passes null or a timeval.
             let time = unsafe { timeout.as_mut() };
@@ -168,7 +168,7 @@ pub(super) unsafe extern "C" fn pselect(
     timeout: *const timespec,
     mask: *const sigset_t,
 ) -> c_int {
-    in_fiber_or(
+    in_fiber_or!(
         |current, os| {
             // SAFETY: the caller passes null or a timespec.
             let wanted = match unsafe { time::timeout(timeout) } {

@@ -3,8 +3,9 @@
 use crate::errno::{Errno, answer_int, answer_size};
 use crate::os::{AddressMut, Buffer, BufferMut, in_fiber_or};
 use crate::real;
+use crate::real_os::kind::short_counts_prove_nothing;
 use crate::real_os::wait::settings_changed;
-use crate::real_os::{forget, forget_both, listener};
+use crate::real_os::{forget, forget_both, listener, note_shared};
 use crate::world::in_world_or;
 use core::ffi::{c_int, c_uint, c_void};
 use libc::{msghdr, size_t, sockaddr, socklen_t, ssize_t};
@@ -57,7 +58,7 @@ pub(super) unsafe extern "C" fn socketpair(
 
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C" fn connect(fd: c_int, address: *const sockaddr, length: socklen_t) -> c_int {
-    in_fiber_or(
+    in_fiber_or!(
         // SAFETY: the caller passes an address of that length.
         |current, os| match unsafe { address_bytes(address, length) } {
             Some(address) => answer_int(os.connect(current, fd, address).map(|()| 0)),
@@ -82,10 +83,9 @@ pub(super) unsafe extern "C" fn accept4(
     flags: c_int,
 ) -> c_int {
     let peer = || AddressMut { address, length };
-    in_fiber_or(
-        |current, os| answer_int(os.accept(current, fd, peer(), flags)),
-        || answer_int(listener::accept_in_thread(fd, peer(), flags)),
-    )
+    in_fiber_or!(|current, os| answer_int(os.accept(current, fd, peer(), flags)), || answer_int(
+        listener::accept_in_thread(fd, peer(), flags)
+    ),)
 }
 
 #[unsafe(no_mangle)]
@@ -95,7 +95,7 @@ pub(super) unsafe extern "C" fn recv(
     length: size_t,
     flags: c_int,
 ) -> ssize_t {
-    in_fiber_or(
+    in_fiber_or!(
         |current, os| {
             // SAFETY: the caller passes a buffer of that length.
             let buffer = unsafe { BufferMut::new(buffer, length) };
@@ -115,7 +115,7 @@ pub(super) unsafe extern "C" fn recvfrom(
     address: *mut sockaddr,
     address_length: *mut socklen_t,
 ) -> ssize_t {
-    in_fiber_or(
+    in_fiber_or!(
         |current, os| {
             // SAFETY: the caller passes a buffer of that length.
             let buffer = unsafe { BufferMut::new(buffer, length) };
@@ -127,9 +127,31 @@ pub(super) unsafe extern "C" fn recvfrom(
     )
 }
 
+/// Calls `note` on each descriptor that a message carries.
+///
+/// # Safety
+/// The message is one that was received, or one to be sent.
+unsafe fn passed_descriptors(message: &msghdr, note: impl Fn(c_int)) {
+    if message.msg_control.is_null() || message.msg_controllen == 0 {
+        return;
+    }
+    // SAFETY: by the contract, `msg_controllen` bytes of control messages are at `msg_control`, and each says how long it is.
+    unsafe {
+        let mut header = libc::CMSG_FIRSTHDR(message);
+        while let Some(control) = header.as_ref() {
+            if (control.cmsg_level, control.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+                let bytes = (control.cmsg_len as usize).saturating_sub(libc::CMSG_LEN(0) as usize);
+                let first = libc::CMSG_DATA(header).cast::<c_int>();
+                (0..bytes / size_of::<c_int>()).for_each(|index| note(first.add(index).read_unaligned()));
+            }
+            header = libc::CMSG_NXTHDR(message, header);
+        }
+    }
+}
+
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C" fn recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t {
-    in_fiber_or(
+    let result = in_fiber_or!(
         // SAFETY: the caller passes a message, or null.
         |current, os| match unsafe { message.as_mut() } {
             Some(message) => answer_size(os.receive_message(current, fd, message, flags)),
@@ -137,7 +159,18 @@ pub(super) unsafe extern "C" fn recvmsg(fd: c_int, message: *mut msghdr, flags: 
         },
         // SAFETY: the caller's own arguments.
         || unsafe { real::recvmsg(fd, message, flags) },
-    )
+    );
+    if result >= 0 {
+        // SAFETY: not null, since it was received into.
+        unsafe { passed_descriptors(&*message, descriptor_received) };
+    }
+    result
+}
+
+/// Its number is new here, and its open file may be known by another as well.
+fn descriptor_received(fd: c_int) {
+    forget(fd);
+    note_shared(fd);
 }
 
 #[unsafe(no_mangle)]
@@ -147,7 +180,7 @@ pub(super) unsafe extern "C" fn send(
     length: size_t,
     flags: c_int,
 ) -> ssize_t {
-    in_fiber_or(
+    in_fiber_or!(
         |current, os| {
             // SAFETY: the caller passes a buffer of that length.
             let buffer = unsafe { Buffer::new(buffer, length) };
@@ -167,7 +200,7 @@ pub(super) unsafe extern "C" fn sendto(
     address: *const sockaddr,
     address_length: socklen_t,
 ) -> ssize_t {
-    in_fiber_or(
+    in_fiber_or!(
         |current, os| {
             // SAFETY: the caller passes a buffer and an address of those lengths.
             let (buffer, to) =
@@ -181,7 +214,12 @@ pub(super) unsafe extern "C" fn sendto(
 
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C" fn sendmsg(fd: c_int, message: *const msghdr, flags: c_int) -> ssize_t {
-    in_fiber_or(
+    // SAFETY: the caller passes a message, or null.
+    if let Some(message) = unsafe { message.as_ref() } {
+        // SAFETY: as above.
+        unsafe { passed_descriptors(message, note_shared) };
+    }
+    in_fiber_or!(
         // SAFETY: the caller passes a message, or null.
         |current, os| match unsafe { message.as_ref() } {
             Some(message) => answer_size(os.send_message(current, fd, message, flags)),
@@ -201,7 +239,7 @@ pub(super) unsafe extern "C" fn recvmmsg(
     flags: c_int,
     timeout: *mut libc::timespec,
 ) -> c_int {
-    in_fiber_or(
+    let result = in_fiber_or!(
         |current, os| {
             // SAFETY: the caller passes null or a timespec.
             let limit = unsafe { timeout.as_ref() }.and_then(|time| {
@@ -229,7 +267,12 @@ pub(super) unsafe extern "C" fn recvmmsg(
         },
         // SAFETY: the caller's own arguments.
         || unsafe { real::recvmmsg(fd, messages, count, flags, timeout) },
-    )
+    );
+    for index in 0..usize::try_from(result).unwrap_or(0) {
+        // SAFETY: so many have been received.
+        unsafe { passed_descriptors(&(*messages.add(index)).msg_hdr, descriptor_received) };
+    }
+    result
 }
 
 #[unsafe(no_mangle)]
@@ -239,7 +282,13 @@ pub(super) unsafe extern "C" fn sendmmsg(
     count: c_uint,
     flags: c_int,
 ) -> c_int {
-    in_fiber_or(
+    if !messages.is_null() {
+        for index in 0..count as usize {
+            // SAFETY: the caller passes `count` messages.
+            unsafe { passed_descriptors(&(*messages.add(index)).msg_hdr, note_shared) };
+        }
+    }
+    in_fiber_or!(
         |current, os| {
             for index in 0..count {
                 // SAFETY: the caller passes `count` messages.
@@ -318,8 +367,14 @@ pub(super) unsafe extern "C" fn setsockopt(
             // As above, but what was remembered of timeouts is out of date.
             // SAFETY: the caller's own arguments.
             let result = unsafe { real::setsockopt(fd, level, option, value, length) };
-            if level == libc::SOL_SOCKET && matches!(option, libc::SO_RCVTIMEO | libc::SO_SNDTIMEO) {
-                settings_changed();
+            match (level, option) {
+                (libc::SOL_SOCKET, libc::SO_RCVTIMEO | libc::SO_SNDTIMEO) => settings_changed(fd),
+                // A low-water mark keeps arrivals from making edges; a protocol on top of TCP (TLS in the kernel) hands out
+                // records.
+                (libc::SOL_SOCKET, libc::SO_RCVLOWAT) | (libc::IPPROTO_TCP, libc::TCP_ULP) => {
+                    short_counts_prove_nothing();
+                }
+                _ => {}
             }
             result
         },

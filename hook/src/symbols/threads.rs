@@ -31,7 +31,7 @@ pub(super) unsafe extern "C" fn syscall(
             || unsafe { real::syscall(number, arguments) },
         );
     }
-    in_fiber_or(
+    in_fiber_or!(
         // SAFETY: the caller's own arguments.
         |current, os| answer_long(unsafe { futex::futex(Some((current, os)), arguments) }),
         // SAFETY: the caller's own arguments.
@@ -85,7 +85,7 @@ pub(super) unsafe extern "C" fn getaddrinfo(
     hints: *const addrinfo,
     result: *mut *mut addrinfo,
 ) -> c_int {
-    in_fiber_or(
+    in_fiber_or!(
         |current, os| {
             if let Err(errno) = refuse_if_interrupted(current) {
                 real::set_errno(errno.0);
@@ -140,7 +140,7 @@ unsafe fn getaddrinfo_in_world(
 
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C" fn waitpid(pid: pid_t, status: *mut c_int, options: c_int) -> pid_t {
-    in_fiber_or(
+    in_fiber_or!(
         // SAFETY: the caller's own arguments.
         |current, _| answer_int(unsafe { child::wait_for(current, pid, status, options) }),
         // SAFETY: the caller's own arguments.
@@ -150,7 +150,7 @@ pub(super) unsafe extern "C" fn waitpid(pid: pid_t, status: *mut c_int, options:
 
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C" fn pthread_join(thread: pthread_t, value: *mut *mut c_void) -> c_int {
-    in_fiber_or(
+    in_fiber_or!(
         |_, _| {
             let value = Borrowed(value);
             run_blocking(move || {

@@ -43,7 +43,7 @@ fn sleep_in_fiber(current: squall_fiber::Current<'_>, os: &dyn crate::Os, durati
 
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C" fn sleep(seconds: c_uint) -> c_uint {
-    in_fiber_or(
+    in_fiber_or!(
         |current, os| {
             let left = sleep_in_fiber(current, os, Duration::from_secs(seconds as u64));
             // Begun seconds count: 0 would say that all of them are over.
@@ -56,7 +56,7 @@ pub(super) unsafe extern "C" fn sleep(seconds: c_uint) -> c_uint {
 
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C" fn usleep(microseconds: useconds_t) -> c_int {
-    in_fiber_or(
+    in_fiber_or!(
         |current, os| {
             sleep_in_fiber(current, os, Duration::from_micros(microseconds as u64));
             0
@@ -68,7 +68,7 @@ pub(super) unsafe extern "C" fn usleep(microseconds: useconds_t) -> c_int {
 
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C" fn nanosleep(request: *const timespec, remaining: *mut timespec) -> c_int {
-    in_fiber_or(
+    in_fiber_or!(
         |current, os| {
             // SAFETY: the caller passes a timespec.
             let Some(duration) = (unsafe { duration(request) }) else {
@@ -90,7 +90,7 @@ pub(super) unsafe extern "C" fn clock_nanosleep(
     request: *const timespec,
     remaining: *mut timespec,
 ) -> c_int {
-    in_fiber_or(
+    in_fiber_or!(
         |current, os| {
             if !matches!(
                 clock,
@@ -120,7 +120,7 @@ pub(super) unsafe extern "C" fn clock_nanosleep(
 /// Spinning code yields to let a lock's holder run, which may be a fiber of the same worker.
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C" fn sched_yield() -> c_int {
-    in_fiber_or(
+    in_fiber_or!(
         |current, _| {
             current.yield_now();
             0
