@@ -84,7 +84,7 @@ impl Waiter {
 struct Waiters {
     /// The fiber that has waited longest.
     first: Option<Waker>,
-    /// Boxed, so that a slot without a crowd stays small.
+    #[expect(clippy::box_collection, reason = "a slot without a crowd stays small")]
     more: Option<Box<Vec<Waiter>>>,
 }
 

@@ -33,8 +33,8 @@ pub(super) fn read(fd: RawFd, buffers: &mut [BufferMut]) -> Result<usize> {
         // Reading nothing never waits, on sockets neither, unlike receiving nothing.
         _ if wants_nothing => direct(),
         Some((kind, slot)) if kind.is_socket() => {
-            // SAFETY: as above.
             let attempt = || {
+                // SAFETY: as above.
                 check(unsafe {
                     if count == 1 {
                         real::recv(fd, (*vectors).iov_base, (*vectors).iov_len, libc::MSG_DONTWAIT)

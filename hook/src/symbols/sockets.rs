@@ -140,7 +140,7 @@ unsafe fn passed_descriptors(message: &msghdr, note: impl Fn(c_int)) {
         let mut header = libc::CMSG_FIRSTHDR(message);
         while let Some(control) = header.as_ref() {
             if (control.cmsg_level, control.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
-                let bytes = (control.cmsg_len as usize).saturating_sub(libc::CMSG_LEN(0) as usize);
+                let bytes = control.cmsg_len.saturating_sub(libc::CMSG_LEN(0) as usize);
                 let first = libc::CMSG_DATA(header).cast::<c_int>();
                 (0..bytes / size_of::<c_int>()).for_each(|index| note(first.add(index).read_unaligned()));
             }
