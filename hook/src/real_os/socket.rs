@@ -61,7 +61,7 @@ fn receive_with(
     mut attempt: impl FnMut(usize, c_int) -> Result<usize>,
 ) -> Result<usize> {
     let Some((kind, slot)) = kind::socket(fd) else { return attempt(0, flags) };
-    if flags == 0 && kind::short_count_is_conclusive(kind) {
+    if flags == 0 && size > 0 && kind::short_count_is_conclusive(kind) {
         return retry_stream(fd, slot, size, || attempt(0, libc::MSG_DONTWAIT));
     }
     if (flags & libc::MSG_DONTWAIT) != 0 {

@@ -31,7 +31,7 @@ pub(crate) fn retry<T>(
     }
 }
 
-/// [`retry`] for a read of up to `size` bytes whose short counts are conclusive: waits at once where the last one has left nothing,
+/// [`retry`] for a read of up to `size` bytes, not 0, whose short counts are conclusive: waits at once where the last one has left nothing,
 /// and notes it for the next.
 #[inline]
 pub(crate) fn retry_stream(
@@ -43,7 +43,8 @@ pub(crate) fn retry_stream(
     let mut waiting = Waiting::new(fd, Direction::Read);
     loop {
         let seen_edges = slot.edges(Direction::Read);
-        if slot.is_drained(seen_edges) {
+        // Whoever does not want to wait is owed a try: something may have come that the reactor has not reported yet.
+        if slot.is_drained(seen_edges) && waiting.may_wait(slot) {
             waiting.wait(slot, seen_edges)?;
             continue;
         }
@@ -92,6 +93,14 @@ impl Waiting {
             slot.set_unconditional_since(self.direction, epoch);
         }
         Ok(timeout.map(|timeout| Instant::now() + timeout))
+    }
+
+    /// Whether the user wants to wait at all.
+    pub(crate) fn may_wait(&mut self, slot: &Slot) -> bool {
+        if self.deadline.is_none() {
+            self.deadline = self.ask(slot).ok();
+        }
+        self.deadline.is_some()
     }
 
     /// Waits for an edge after `seen_edges`.
