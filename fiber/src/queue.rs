@@ -37,6 +37,10 @@ impl<T> Ring<T> {
     }
 }
 
+/// A place in the order of a queue's items.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Turn(usize);
+
 /// A queue of pointers with one owner and any number of thieves. It does not own what they point to.
 pub(crate) struct StealQueue<T> {
     head: AtomicUsize,
@@ -65,6 +69,16 @@ impl<T> StealQueue<T> {
             ring,
             rings: UnsafeCell::new(vec![first]),
         }
+    }
+
+    /// When the item that is pushed next will be at the head.
+    pub(crate) fn turn_of_next(&self) -> Turn {
+        Turn(self.tail.load(Ordering::Relaxed))
+    }
+
+    /// Whether everything has been taken that was pushed before a turn was asked for.
+    pub(crate) fn has_reached(&self, turn: Turn) -> bool {
+        (self.head.load(Ordering::Relaxed).wrapping_sub(turn.0) as isize) >= 0
     }
 
     /// How many items there are; only a hint when others take at the same time.
@@ -270,8 +284,11 @@ mod loom_tests {
     /// Three items through a ring of two: the owner pushes, grows the ring, and pops while a thief steals.
     #[test]
     fn loom_owner_and_thief_share_without_loss_or_repeat() {
-        loom::model(|| {
-            let queue = Arc::new(StealQueue::new());
+        let mut model = loom::model::Builder::new();
+        // More switches than that make the model take minutes.
+        model.preemption_bound = Some(3);
+        model.check(|| {
+            let queue = Arc::new(StealQueue::<u8>::new());
             let thief = {
                 let queue = Arc::clone(&queue);
                 thread::spawn(move || {

@@ -8,7 +8,7 @@ use crate::context;
 use crate::driver::{Driver, Unpark};
 use crate::fiber::{AbortOnUnwind, Body, FiberCoroutine, Inner, Ready, Suspend, Tls, Wake, Waker};
 use crate::lock::Lock;
-use crate::queue::StealQueue;
+use crate::queue::{StealQueue, Turn};
 use crate::scheduler::{Shared, take_ids};
 use crate::stack::StackCache;
 use crate::timer::Timers;
@@ -41,8 +41,8 @@ const WOKEN_TO_SEARCH: u8 = 2;
 
 /// What only the thread that runs the loop may touch, which includes the fibers that run on it.
 struct Owned {
-    /// Ready fibers that must run here.
-    pinned: VecDeque<Ready>,
+    /// Ready fibers that must run here, each with the turn at which everything that was in `queue` before it has been taken.
+    pinned: VecDeque<(Turn, Ready)>,
     stacks: StackCache,
     blocks: TlsCache,
     ids: Range<u64>,
@@ -157,7 +157,7 @@ impl Worker {
             if fiber.may_move() && !self.driver_picks {
                 self.queue.push(fiber.into_raw());
             } else {
-                self.owned(|owned| owned.pinned.push_back(fiber));
+                self.owned(|owned| owned.pinned.push_back((self.queue.turn_of_next(), fiber)));
             }
         }
     }
@@ -171,7 +171,7 @@ impl Worker {
         // SAFETY: on the owner's thread; queues hold what `push_local` put there.
         unsafe {
             while shared.take_injected(self) {}
-            self.owned(|owned| owned.pinned.retain(|fiber| !is_meant(fiber)));
+            self.owned(|owned| owned.pinned.retain(|(_, fiber)| !is_meant(fiber)));
             for _ in 0..self.queue.len() {
                 let fiber = self.queue.pop().map(|raw| Ready::from_raw(raw));
                 if let Some(fiber) = fiber.filter(|fiber| !is_meant(fiber)) {
@@ -221,7 +221,7 @@ impl Worker {
             }
             runs = runs.wrapping_add(1);
             self.drain_inbox();
-            let next = self.next(shared, runs);
+            let next = self.next(shared);
             if searching {
                 searching = false;
                 shared.searchers.fetch_sub(1, Ordering::SeqCst);
@@ -250,33 +250,34 @@ impl Worker {
         context::set_worker(core::ptr::null(), 0);
     }
 
-    fn next(&self, shared: &Shared, turn: u32) -> Option<Ready> {
+    fn next(&self, shared: &Shared) -> Option<Ready> {
         if self.driver_picks {
             return self.next_picked(shared);
         }
-        if let Some(fiber) = self.next_local(turn) {
+        if let Some(fiber) = self.next_local() {
             return Some(fiber);
         }
         // SAFETY: on the owner's thread.
         if unsafe { shared.take_injected(self) } {
-            return self.next_local(turn);
+            return self.next_local();
         }
         self.steal(shared)
     }
 
-    /// The two queues take turns, so that neither starves the other.
+    /// Takes the fiber that has been ready longest, of either queue: if they took turns, the only fiber of one would run as often as all of the
+    /// other together.
     #[inline]
-    fn next_local(&self, turn: u32) -> Option<Ready> {
+    fn next_local(&self) -> Option<Ready> {
         // SAFETY: on the owner's thread; the queue holds what `push_local` put there.
         unsafe {
-            if turn.is_multiple_of(2)
-                && let Some(fiber) = self.owned(|owned| owned.pinned.pop_front())
-            {
+            let is_due = |pinned: &mut (Turn, Ready)| self.queue.has_reached(pinned.0);
+            if let Some((_, fiber)) = self.owned(|owned| owned.pinned.pop_front_if(is_due)) {
                 return Some(fiber);
             }
+            // Not due means that the queue had something; thieves may have taken it since.
             match self.queue.pop() {
                 Some(raw) => Some(Ready::from_raw(raw)),
-                None => self.owned(|owned| owned.pinned.pop_front()),
+                None => self.owned(|owned| owned.pinned.pop_front()).map(|(_, fiber)| fiber),
             }
         }
     }
@@ -292,7 +293,7 @@ impl Worker {
         }
         let index = driver.pick(ready);
         // SAFETY: on the owner's thread.
-        unsafe { self.owned(|owned| owned.pinned.remove(index)) }
+        unsafe { self.owned(|owned| owned.pinned.remove(index)) }.map(|(_, fiber)| fiber)
     }
 
     /// Takes fibers from other workers: half of a queue, or what has been handed to a worker that does not come to look.
