@@ -14,11 +14,12 @@ enum Waiter {
     Task(task::Waker),
 }
 
-/// Nobody waits, and it has not happened.
-const PENDING: u32 = 0;
 /// Somebody may wait.
 const AWAITED: u32 = 1;
+/// It has happened.
 const DONE: u32 = 2;
+/// Nobody wants the outcome.
+const DETACHED: u32 = 4;
 
 /// Set once, waited for by any number.
 ///
@@ -51,20 +52,33 @@ impl Waiters {
 
 impl Completion {
     pub(crate) const fn new() -> Self {
-        Self {
-            state: AtomicU32::new(PENDING),
-            waiters: Lock::new(Waiters { first: None, others: Vec::new() }),
-        }
+        Self { state: AtomicU32::new(0), waiters: Lock::new(Waiters { first: None, others: Vec::new() }) }
     }
 
     pub(crate) fn is_done(&self) -> bool {
-        self.state.load(Ordering::Acquire) == DONE
+        (self.state.load(Ordering::Acquire) & DONE) != 0
     }
 
-    pub(crate) fn set(&self) {
-        if self.state.swap(DONE, Ordering::AcqRel) != AWAITED {
-            return;
+    /// Nobody wants the outcome any more. True if it has happened already.
+    pub(crate) fn detach(&self) -> bool {
+        (self.state.fetch_or(DETACHED, Ordering::AcqRel) & DONE) != 0
+    }
+
+    pub(crate) fn is_detached(&self) -> bool {
+        (self.state.load(Ordering::Acquire) & DETACHED) != 0
+    }
+
+    /// It has happened: wakes whoever waits. True if nobody wants the outcome.
+    pub(crate) fn set(&self) -> bool {
+        let before = self.state.swap(DONE, Ordering::AcqRel);
+        if (before & AWAITED) != 0 {
+            self.wake_all();
         }
+        (before & DETACHED) != 0
+    }
+
+    #[cold]
+    fn wake_all(&self) {
         let (first, others) = {
             let mut waiters = self.waiters.lock();
             (waiters.first.take(), core::mem::take(&mut waiters.others))
@@ -120,8 +134,7 @@ impl Completion {
 
     /// Says that somebody waits. False if there is nothing left to wait for. Called with the list locked.
     fn announce(&self) -> bool {
-        let before = self.state.compare_exchange(PENDING, AWAITED, Ordering::AcqRel, Ordering::Acquire);
-        before != Err(DONE)
+        (self.state.fetch_or(AWAITED, Ordering::AcqRel) & DONE) == 0
     }
 
     /// False if there is nothing left to wait for.

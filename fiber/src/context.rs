@@ -6,17 +6,17 @@
 //! A forked child has one thread, and none of the workers: whatever it was in the parent, it goes on as a plain thread.
 
 use crate::fiber::{Current, Inner};
+use crate::reference::FiberRef;
 use crate::scheduler::Shared;
 use core::cell::Cell;
 use core::mem::ManuallyDrop;
 use core::ptr;
 use core::sync::atomic::{AtomicBool, Ordering};
-use std::sync::Arc;
 
 thread_local! {
     static CURRENT: Cell<*const Inner> = const { Cell::new(ptr::null()) };
     /// Set on worker threads; in a private-TLS fiber it is never set.
-    static WORKER: Cell<(*const Arc<Shared>, usize)> = const { Cell::new((ptr::null(), 0)) };
+    static WORKER: Cell<(*const Shared, usize)> = const { Cell::new((ptr::null(), 0)) };
 }
 
 static IS_FORKED_CHILD: AtomicBool = AtomicBool::new(false);
@@ -47,9 +47,9 @@ pub fn with_current<R>(f: impl FnOnce(Option<Current<'_>>) -> R) -> R {
     if pointer.is_null() {
         return f(None);
     }
-    // SAFETY: the pointer came from `Arc::as_ptr` of a fiber that the registry keeps alive while it runs, and it is running,
+    // SAFETY: the pointer is that of a fiber that the registry keeps alive while it runs, and it is running,
     // since this code is. ManuallyDrop keeps the count as it is.
-    let inner = unsafe { ManuallyDrop::new(Arc::from_raw(pointer)) };
+    let inner = unsafe { ManuallyDrop::new(FiberRef::from_raw(pointer)) };
     f(Some(Current::new(&inner)))
 }
 
@@ -63,22 +63,22 @@ pub(crate) fn set_current(inner: *const Inner) {
     CURRENT.set(inner);
 }
 
-pub(crate) fn set_worker(shared: *const Arc<Shared>, index: usize) {
+pub(crate) fn set_worker(shared: *const Shared, index: usize) {
     WORKER.set((shared, index));
 }
 
 /// The scheduler and the index of the worker that the caller runs on, in a fiber or in the worker's own loop.
-pub(crate) fn with_worker<R>(f: impl FnOnce(Option<(&Arc<Shared>, usize)>) -> R) -> R {
+pub(crate) fn with_worker<R>(f: impl FnOnce(Option<(&Shared, usize)>) -> R) -> R {
     let pointer = CURRENT.get();
     if !pointer.is_null() {
-        // SAFETY: as in `with_current`.
-        let inner = unsafe { &*pointer };
-        return f(Some((&inner.scheduler, inner.home.load(Ordering::Relaxed))));
+        // SAFETY: as in `with_current`, and a fiber that runs has not ended.
+        let (inner, shared) = unsafe { (&*pointer, (*pointer).scheduler()) };
+        return f(Some((shared, inner.home.load(Ordering::Relaxed))));
     }
     let (shared, index) = WORKER.get();
     if shared.is_null() {
         return f(None);
     }
-    // SAFETY: it points to the worker loop's own Arc, which lives for as long as WORKER is set.
+    // SAFETY: the worker's loop keeps it for as long as WORKER is set.
     f(Some((unsafe { &*shared }, index)))
 }

@@ -9,7 +9,7 @@
 //! 3. `home` is written by the worker that starts to run the fiber, so it stands still while the fiber is parked.
 //! 4. `limits`, `locals` and `interruptible` belong to the fiber itself; the worker reads `interruptible` as it parks the fiber.
 //!    `cancelled` is set by anybody and never cleared.
-//! 5. `links` belong to the register, under the lock of the list that the fiber is in.
+//! 5. `scheduler` is alive as long as the fiber is: until it has ended.
 //!
 //! The state word packs a generation, the reason of the last wake-up, and where the fiber stands:
 //!
@@ -27,7 +27,8 @@ use crate::completion::Completion;
 use crate::context;
 use crate::interrupt::Limits;
 use crate::local::Locals;
-use crate::register::Links;
+use crate::reference::FiberRef;
+use crate::register::Slot;
 use crate::scheduler::Shared;
 use crate::stack::FiberStack;
 use crate::task::Task;
@@ -38,9 +39,8 @@ use core::cell::{Cell, OnceCell, UnsafeCell};
 use core::fmt;
 use core::marker::PhantomData;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use corosensei::{Coroutine, Yielder};
-use std::sync::Arc;
 use std::time::Instant;
 
 /// What kind of thread-locals a fiber has.
@@ -180,11 +180,12 @@ pub(crate) struct Inner {
     pub(crate) tls: Tls,
     /// It must always run on its home worker.
     pub(crate) pinned: bool,
-    pub(crate) scheduler: Arc<Shared>,
+    /// How many references there are; see reference.rs.
+    pub(crate) references: AtomicU32,
+    scheduler: NonNull<Shared>,
     pub(crate) extension: Option<&'static (dyn Any + Send + Sync)>,
-    /// Which list of the register it is in.
-    pub(crate) register_list: usize,
-    pub(crate) links: Links,
+    /// Its place in the register.
+    pub(crate) slot: Slot,
     state: AtomicU64,
     pub(crate) home: AtomicUsize,
     pub(crate) body: UnsafeCell<Body>,
@@ -223,22 +224,23 @@ pub(crate) struct NewFiber {
     pub(crate) pinned: bool,
     pub(crate) home: usize,
     pub(crate) extension: Option<&'static (dyn Any + Send + Sync)>,
-    pub(crate) register_list: usize,
+    pub(crate) slot: Slot,
     pub(crate) task: Task,
 }
 
 impl Inner {
-    pub(crate) fn new(scheduler: Arc<Shared>, new: NewFiber) -> Self {
+    /// Its count is for the register and for whoever asked for it.
+    pub(crate) fn new(scheduler: &Shared, new: NewFiber) -> Self {
         Self {
             id: new.id,
             name: new.name,
             stack_bytes: new.stack_bytes,
             tls: new.tls,
             pinned: new.pinned,
-            scheduler,
+            references: AtomicU32::new(2),
+            scheduler: NonNull::from(scheduler),
             extension: new.extension,
-            register_list: new.register_list,
-            links: Links::new(),
+            slot: new.slot,
             state: AtomicU64::new(1 << GENERATION_SHIFT),
             home: AtomicUsize::new(new.home),
             body: UnsafeCell::default(),
@@ -259,6 +261,14 @@ impl Inner {
         }
     }
 
+    /// The handle goes away: its result is dropped here if the fiber has ended, else by the fiber.
+    pub(crate) fn detach(&self) {
+        if self.completion.is_done() || self.completion.detach() {
+            // SAFETY: the fiber has ended and had not been detached, so what it left is the handle's.
+            unsafe { self.task.drop_result() };
+        }
+    }
+
     /// Makes the interruptible wait that the fiber is in, and every later one, end with [`Wake::Cancelled`].
     ///
     /// Why no wait sleeps through it. The flag is stored before the state is loaded here; `park` sets the state before it loads
@@ -266,12 +276,20 @@ impl Inner {
     /// before the fiber parked, and `park` sees it. If it comes second, it finds the fiber parked and wakes it, or finds a later
     /// state: then that wait has ended, and the next one goes through the same. If each sees the other, the state word lets one
     /// of them end the wait.
-    pub(crate) fn cancel(self: &Arc<Self>) {
+    pub(crate) fn cancel(&self) {
         self.cancelled.store(true, Ordering::SeqCst);
         let state = self.state.load(Ordering::SeqCst);
         if (state & (STANDING_MASK | INTERRUPTIBLE)) == (PARKED | INTERRUPTIBLE) {
             self.wake(state >> GENERATION_SHIFT, Wake::Cancelled);
         }
+    }
+
+    /// # Safety
+    /// The fiber has not ended.
+    #[inline(always)]
+    pub(crate) unsafe fn scheduler(&self) -> &Shared {
+        // SAFETY: a scheduler outlives its fibers: it stops only when there are none.
+        unsafe { self.scheduler.as_ref() }
     }
 
     /// Whether another worker than its home may run it: not if it is pinned, nor once it has begun to use its worker's
@@ -284,7 +302,7 @@ impl Inner {
         !self.pinned && (self.tls == Tls::Private || unsafe { (*self.body.get()).coroutine.is_none() })
     }
 
-    fn wake(self: &Arc<Self>, generation: u64, reason: Wake) -> bool {
+    fn wake(&self, generation: u64, reason: Wake) -> bool {
         let mut state = self.state.load(Ordering::Acquire);
         loop {
             let standing = state & STANDING_MASK;
@@ -321,7 +339,7 @@ impl Inner {
         (kind, self.wait_detail.load(Ordering::Relaxed))
     }
 
-    pub(crate) fn unpark(self: &Arc<Self>) {
+    pub(crate) fn unpark(&self) {
         self.unpark_token.store(true, Ordering::SeqCst);
         let generation = self.park_generation.swap(0, Ordering::SeqCst);
         if generation != 0 {
@@ -407,8 +425,8 @@ impl Ready {
     /// # Safety
     /// The caller has the fiber in hand, by rule 2 at the top of this file, and it is in the register.
     #[inline(always)]
-    pub(crate) unsafe fn new(fiber: &Arc<Inner>) -> Self {
-        Self(NonNull::from(&**fiber))
+    pub(crate) unsafe fn new(fiber: &Inner) -> Self {
+        Self(NonNull::from(fiber))
     }
 
     /// # Safety
@@ -430,19 +448,16 @@ impl Ready {
         self.0.as_ptr()
     }
 
-    /// A count of its own, for what may outlive the possession.
-    fn to_arc(&self) -> Arc<Inner> {
-        // SAFETY: the pointer is that of an `Arc` (`Ready::new`), and the register's count keeps it alive.
-        unsafe {
-            Arc::increment_strong_count(self.as_ptr());
-            Arc::from_raw(self.as_ptr())
-        }
+    /// A reference for what may outlive the possession.
+    fn to_reference(&self) -> FiberRef {
+        // SAFETY: the register's reference keeps it alive.
+        unsafe { FiberRef::from_borrowed(self.as_ptr()) }
     }
 
     /// A waker for the wait that the fiber has begun, for the worker that sets its timer.
     pub(crate) fn waker_of_current_wait(&self) -> Waker {
         let generation = self.state.load(Ordering::Relaxed) >> GENERATION_SHIFT;
-        Waker { fiber: self.to_arc(), generation }
+        Waker { fiber: self.to_reference(), generation }
     }
 
     /// Called by the worker once the fiber has switched away with [`Suspend::Wait`]: from now on whoever ends the wait has the
@@ -459,7 +474,7 @@ impl Ready {
             return parked.is_err().then_some(self);
         }
         // Once it is parked, somebody else may run it to its end.
-        let inner = self.to_arc();
+        let inner = self.to_reference();
         let parked = wait | PARKED | INTERRUPTIBLE;
         if inner.state.compare_exchange(state, parked, Ordering::SeqCst, Ordering::Acquire).is_err() {
             return Some(self);
@@ -471,6 +486,32 @@ impl Ready {
         let taken_back = cancelled
             && inner.state.compare_exchange(parked, woken, Ordering::AcqRel, Ordering::Relaxed).is_ok();
         taken_back.then_some(self)
+    }
+}
+
+impl FiberRef {
+    /// Called by the worker that has retired the fiber.
+    #[inline]
+    pub(crate) fn end(self, shared: &Shared) {
+        // SAFETY: if it was detached before it ended, nobody but this worker has a turn any more.
+        if self.completion.set() && unsafe { self.task.has_result() } {
+            self.drop_result_in_a_fiber(shared);
+        }
+    }
+
+    /// It was detached after its own last look. The result's destructor is user code, which may wait, and the worker must not.
+    #[cold]
+    fn drop_result_in_a_fiber(self, shared: &Shared) {
+        let held = shared.register.hold().is_ok();
+        // SAFETY: this is the last turn.
+        let drop_result = move || unsafe { self.task.drop_result() };
+        if held {
+            crate::handle::spawn(drop_result);
+            shared.register.release_hold();
+        } else {
+            // The scheduler has ended, and with it what the worker has to do.
+            drop_result();
+        }
     }
 }
 
@@ -501,7 +542,7 @@ impl Drop for Inner {
 
 /// A handle to a fiber; cheap to clone, and no reason for the fiber to live on.
 #[derive(Clone)]
-pub struct Fiber(pub(crate) Arc<Inner>);
+pub struct Fiber(pub(crate) FiberRef);
 
 impl Fiber {
     /// Unique in the process, never reused.
@@ -542,7 +583,7 @@ impl fmt::Debug for Fiber {
 /// The fiber that is running: what hooks and primitives need of it, at the price of one thread-local read.
 #[derive(Clone, Copy)]
 pub struct Current<'a> {
-    inner: &'a Arc<Inner>,
+    inner: &'a FiberRef,
     /// It means "this fiber", so it must not be given to another.
     _not_send: PhantomData<*const ()>,
 }
@@ -554,7 +595,7 @@ impl fmt::Debug for Current<'_> {
 }
 
 impl<'a> Current<'a> {
-    pub(crate) fn new(inner: &'a Arc<Inner>) -> Self {
+    pub(crate) fn new(inner: &'a FiberRef) -> Self {
         Self { inner, _not_send: PhantomData }
     }
 
@@ -564,7 +605,7 @@ impl<'a> Current<'a> {
 
     /// A handle that others may keep.
     pub fn handle(self) -> Fiber {
-        Fiber(Arc::clone(self.inner))
+        Fiber(self.inner.clone())
     }
 
     /// Unique in the process, never reused.
@@ -647,7 +688,7 @@ impl Wait<'_> {
     /// Something that ends this wait, from any thread. Harmless once the wait is over.
     #[inline]
     pub fn waker(&self) -> Waker {
-        Waker { fiber: Arc::clone(self.current.inner), generation: self.generation }
+        Waker { fiber: self.current.inner.clone(), generation: self.generation }
     }
 
     /// Waits until a waker fires or `deadline` passes. Nothing interrupts it: for waits whose callers know no errors.
@@ -724,7 +765,7 @@ impl Wait<'_> {
 /// Ends one wait of one fiber.
 #[derive(Clone)]
 pub struct Waker {
-    fiber: Arc<Inner>,
+    fiber: FiberRef,
     generation: u64,
 }
 
@@ -746,7 +787,7 @@ impl Waker {
 
     /// Whether it is the same wait of the same fiber.
     pub fn is_same(&self, other: &Waker) -> bool {
-        Arc::ptr_eq(&self.fiber, &other.fiber) && self.generation == other.generation
+        self.fiber.is_same(&other.fiber) && self.generation == other.generation
     }
 
     /// Whether it ends a wait of this fiber.

@@ -1,14 +1,14 @@
 //! The `std::thread`-shaped API: `spawn`, `Builder`, `JoinHandle`, and what a fiber does to itself.
 
 use crate::context::with_current;
-use crate::fiber::{Fiber, Inner, Tls, WaitKind};
+use crate::fiber::{Fiber, Tls, WaitKind};
+use crate::reference::FiberRef;
 use crate::scheduler;
 use crate::stack::STACK_BYTES_DEFAULT;
 use crate::task::Task;
 use core::any::Any;
 use core::fmt;
 use core::marker::PhantomData;
-use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -140,15 +140,14 @@ unsafe impl<T: Send> Sync for JoinHandle<T> {}
 impl<T> JoinHandle<T> {
     /// # Safety
     /// The fiber's task was made of a function that returns a `T`, and this is its only handle.
-    pub(crate) unsafe fn new(fiber: Arc<Inner>) -> Self {
+    pub(crate) unsafe fn new(fiber: FiberRef) -> Self {
         Self { fiber: Fiber(fiber), result: PhantomData }
     }
 }
 
 impl<T> Drop for JoinHandle<T> {
     fn drop(&mut self) {
-        // SAFETY: by the contract of `new`.
-        unsafe { self.fiber.0.task.detach::<T>() };
+        self.fiber.0.detach();
     }
 }
 

@@ -35,6 +35,7 @@ mod local;
 pub mod lock;
 mod overflow;
 mod queue;
+mod reference;
 mod register;
 mod scheduler;
 mod scope;

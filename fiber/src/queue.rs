@@ -46,6 +46,8 @@ pub(crate) struct StealQueue<T> {
     head: AtomicUsize,
     tail: AtomicUsize,
     ring: AtomicPtr<Ring<T>>,
+    /// Somebody may steal.
+    has_thieves: bool,
     /// Every ring there has been, the current one last. The owner's.
     #[expect(
         clippy::vec_box,
@@ -60,13 +62,15 @@ unsafe impl<T> Send for StealQueue<T> {}
 unsafe impl<T> Sync for StealQueue<T> {}
 
 impl<T> StealQueue<T> {
-    pub(crate) fn new() -> Self {
+    /// `has_thieves`: whether [`StealQueue::steal_into`] will ever be called; if not, nothing needs a read-modify-write.
+    pub(crate) fn new(has_thieves: bool) -> Self {
         let first = Box::new(Ring::new(SLOTS_FIRST));
         let ring = AtomicPtr::new(core::ptr::from_ref(&*first).cast_mut());
         Self {
             head: AtomicUsize::new(0),
             tail: AtomicUsize::new(0),
             ring,
+            has_thieves,
             rings: UnsafeCell::new(vec![first]),
         }
     }
@@ -141,6 +145,10 @@ impl<T> StealQueue<T> {
             }
             let item = self.ring(Ordering::Relaxed).at(head).load(Ordering::Relaxed);
             let next = head.wrapping_add(1);
+            if !self.has_thieves {
+                self.head.store(next, Ordering::Release);
+                return Some(item);
+            }
             match self.head.compare_exchange_weak(head, next, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => return Some(item),
                 Err(moved) => head = moved,
@@ -191,7 +199,7 @@ mod tests {
 
     #[test]
     fn items_come_out_in_order_across_growth() {
-        let queue = StealQueue::new();
+        let queue = StealQueue::new(false);
         for number in 1..=1000 {
             // SAFETY: one thread.
             unsafe { queue.push(pointer(number)) };
@@ -207,7 +215,7 @@ mod tests {
 
     #[test]
     fn a_thief_takes_the_older_half() {
-        let (queue, own) = (StealQueue::new(), StealQueue::new());
+        let (queue, own) = (StealQueue::new(true), StealQueue::new(true));
         for number in 1..=5 {
             // SAFETY: one thread.
             unsafe { queue.push(pointer(number)) };
@@ -224,13 +232,13 @@ mod tests {
     #[test]
     fn every_item_is_taken_once_by_owner_and_thieves() {
         const ITEMS: usize = if cfg!(miri) { 500 } else { 200_000 };
-        let queue = StealQueue::new();
+        let queue = StealQueue::new(true);
         let finished = AtomicBool::new(false);
         let taken = Mutex::new(Vec::new());
         std::thread::scope(|scope| {
             for _ in 0..3 {
                 scope.spawn(|| {
-                    let own = StealQueue::new();
+                    let own = StealQueue::new(true);
                     let mut mine = Vec::new();
                     loop {
                         let last_look = finished.load(Ordering::Acquire);
@@ -288,11 +296,11 @@ mod loom_tests {
         // More switches than that make the model take minutes.
         model.preemption_bound = Some(3);
         model.check(|| {
-            let queue = Arc::new(StealQueue::<u8>::new());
+            let queue = Arc::new(StealQueue::<u8>::new(true));
             let thief = {
                 let queue = Arc::clone(&queue);
                 thread::spawn(move || {
-                    let own = StealQueue::new();
+                    let own = StealQueue::new(true);
                     let mut taken = Vec::new();
                     // SAFETY: `own` is this thread's.
                     taken.extend(unsafe { queue.steal_into(&own) }.map(|item| item.addr()));

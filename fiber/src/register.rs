@@ -1,152 +1,249 @@
 //! The register of live fibers: every one that was spawned and has not ended. It is what keeps a parked fiber's memory.
 //!
-//! A list per worker, linked through the fibers themselves, so that a spawn and an end cost one short lock each and no
-//! allocation. Which list a fiber is in is fixed at its spawn. The lists also decide whether a scheduler may end: a list
-//! that is closed takes no more fibers.
+//! A fiber has a slot that holds its address. Workers keep free slots of their own, so entering and leaving cost no lock and no
+//! read-modify-write: whoever lists the fibers, which happens rarely, pays for that.
+//!
+//! How a list is taken while fibers end. The lister announces itself in `listers` and then calls `membarrier`, which makes every
+//! thread of the process pass a full barrier. A worker that retires a fiber empties the slot, then reads `listers`. If it reads 0, it has
+//! emptied the slot before its barrier, and the lister, who looks after all barriers, does not find the fiber. Else it waits until the
+//! lister is done before it gives up the register's reference, so that what the lister finds is alive.
+//!
+//! How the end is recognised. Each worker counts the fibers it has entered and those it has retired; both only grow. Whoever reads
+//! first all of the second and then all of the first, and finds equal sums, knows that there was a moment without a live fiber; and
+//! without one only the outside, which must get past `Outside::is_closed`, can make another.
 
 use crate::fiber::Inner;
 use crate::lock::Lock;
-use core::cell::UnsafeCell;
-use core::ptr;
-use std::sync::Arc;
+use crate::reference::FiberRef;
+use crate::sys;
+use core::ptr::{self, NonNull};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering, compiler_fence, fence};
 
-/// A fiber's place in its list. Touched only under the lock of that list.
-pub(crate) struct Links(UnsafeCell<(*const Inner, *const Inner)>);
+/// Slots that are allocated, and that move between a worker and the shared ones, at a time.
+const CHUNK: usize = 512;
 
-impl Links {
-    pub(crate) const fn new() -> Self {
-        Self(UnsafeCell::new((ptr::null(), ptr::null())))
-    }
-
-    /// `(previous, next)`.
-    ///
-    /// # Safety
-    /// The caller holds the lock of the fiber's list, and makes one reference at a time.
-    #[expect(clippy::mut_from_ref, reason = "the list's lock makes the reference unique")]
-    unsafe fn get(&self) -> &mut (*const Inner, *const Inner) {
-        // SAFETY: see above.
-        unsafe { &mut *self.0.get() }
-    }
-}
-
-struct List {
-    first: *const Inner,
-    /// Fibers in the list, and, in the first list, holds.
-    live: usize,
-    is_closed: bool,
-}
-
-// SAFETY: the list owns a count of each fiber that it names, and fibers may be shared between threads.
-unsafe impl Send for List {}
+/// Where a live fiber's address is; null while the slot is free. Slots live as long as the register.
+pub(crate) type Slot = NonNull<AtomicPtr<Inner>>;
 
 /// The scheduler has ended: it takes no more fibers.
 #[derive(Debug)]
 pub(crate) struct Closed;
 
+/// One worker's part: written by the worker alone.
+pub(crate) struct Entries {
+    entered: AtomicU64,
+    retired: AtomicU64,
+    /// Free slots.
+    free: core::cell::UnsafeCell<Vec<Slot>>,
+}
+
+// SAFETY: `free` is touched by the worker's own thread only (see `enter` and `retire`); slots are shared memory.
+unsafe impl Sync for Entries {}
+// SAFETY: as above.
+unsafe impl Send for Entries {}
+
+/// What others than workers do.
+struct Outside {
+    /// Fibers entered from outside the workers.
+    entered: u64,
+    /// Promises of fibers to come.
+    holds: u64,
+    is_closed: bool,
+    free: Vec<Slot>,
+    chunks: Vec<Box<[AtomicPtr<Inner>; CHUNK]>>,
+}
+
+// SAFETY: slots are shared memory, and the vector is behind a lock.
+unsafe impl Send for Outside {}
+
 pub(crate) struct Register {
-    lists: Box<[Lock<List>]>,
+    workers: Box<[Entries]>,
+    outside: Lock<Outside>,
+    /// Set while somebody lists the fibers, under the lock.
+    listers: AtomicU32,
+}
+
+/// Whether the kernel offers `membarrier`; without it each retirement pays for a barrier of its own.
+static HAS_MEMBARRIER: AtomicBool = AtomicBool::new(false);
+const MEMBARRIER_CMD_PRIVATE_EXPEDITED: i64 = 1 << 3;
+const MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED: i64 = 1 << 4;
+
+fn membarrier(command: i64) -> bool {
+    // SAFETY: the call takes no memory.
+    unsafe { sys::raw_syscall(libc::SYS_membarrier, [command, 0, 0, 0, 0, 0]) == 0 }
 }
 
 impl Register {
-    pub(crate) fn new(lists: usize) -> Self {
-        let list = || Lock::new(List { first: ptr::null(), live: 0, is_closed: false });
-        Self { lists: (0..lists).map(|_| list()).collect() }
+    pub(crate) fn new(workers: usize) -> Self {
+        HAS_MEMBARRIER.store(membarrier(MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED), Ordering::SeqCst);
+        let entries = || Entries {
+            entered: AtomicU64::new(0),
+            retired: AtomicU64::new(0),
+            free: core::cell::UnsafeCell::default(),
+        };
+        Self {
+            workers: (0..workers).map(|_| entries()).collect(),
+            outside: Lock::new(Outside {
+                entered: 0,
+                holds: 0,
+                is_closed: false,
+                free: Vec::new(),
+                chunks: Vec::new(),
+            }),
+            listers: AtomicU32::new(0),
+        }
     }
 
-    /// Enters a fiber into the list that it names.
-    pub(crate) fn insert(&self, fiber: &Arc<Inner>) -> Result<(), Closed> {
-        let mut list = self.lists[fiber.register_list].lock();
-        if list.is_closed {
-            return Err(Closed);
-        }
-        let this = Arc::into_raw(Arc::clone(fiber));
-        // SAFETY: the lock is held; a fiber in the list is kept alive by the list's count.
-        unsafe {
-            *fiber.links.get() = (ptr::null(), list.first);
-            if let Some(next) = list.first.as_ref() {
-                next.links.get().0 = this;
-            }
-        }
-        list.first = this;
-        list.live += 1;
-        Ok(())
-    }
-
-    /// Takes a fiber out, and says whether its list is empty now.
+    /// A slot for a fiber that a fiber of the same scheduler spawns. The scheduler cannot be closed: it has a live fiber.
     ///
     /// # Safety
-    /// The fiber was inserted and has not been removed.
-    pub(crate) unsafe fn remove(&self, fiber: *const Inner) -> (Arc<Inner>, bool) {
-        // SAFETY: the list keeps the fiber until it is taken out below.
-        let inner = unsafe { &*fiber };
-        let mut list = self.lists[inner.register_list].lock();
-        // SAFETY: the lock is held, and the neighbours are in the list, which keeps them alive.
-        unsafe {
-            let (previous, next) = *inner.links.get();
-            match previous.as_ref() {
-                Some(previous) => previous.links.get().1 = next,
-                None => list.first = next,
-            }
-            if let Some(next) = next.as_ref() {
-                next.links.get().0 = previous;
-            }
+    /// The caller is a fiber on the thread that runs the worker.
+    #[inline]
+    pub(crate) unsafe fn enter(&self, worker: usize) -> Slot {
+        let entries = &self.workers[worker];
+        // SAFETY: on the worker's thread, and nothing inside comes here again.
+        let free = unsafe { &mut *entries.free.get() };
+        let slot = free.pop().unwrap_or_else(|| self.refill(free));
+        entries.entered.store(entries.entered.load(Ordering::Relaxed) + 1, Ordering::Release);
+        slot
+    }
+
+    #[cold]
+    fn refill(&self, free: &mut Vec<Slot>) -> Slot {
+        let mut outside = self.outside.lock();
+        outside.make_free();
+        let keep = outside.free.len().saturating_sub(CHUNK);
+        free.extend(outside.free.drain(keep..));
+        free.pop().expect("free slots were made")
+    }
+
+    /// A slot for a fiber that is spawned from outside.
+    ///
+    /// # Errors
+    /// When the scheduler has ended.
+    pub(crate) fn enter_from_outside(&self) -> Result<Slot, Closed> {
+        let mut outside = self.outside.lock();
+        if outside.is_closed {
+            return Err(Closed);
         }
-        list.live -= 1;
-        let is_empty = list.live == 0;
-        drop(list);
-        // SAFETY: `insert` turned one count into the list's, which ends here.
-        (unsafe { Arc::from_raw(fiber) }, is_empty)
+        outside.make_free();
+        outside.entered += 1;
+        Ok(outside.free.pop().expect("free slots were made"))
+    }
+
+    /// Takes a fiber out of its slot and returns the register's reference.
+    ///
+    /// # Safety
+    /// The caller is on the thread that runs the worker; the fiber was entered here and its slot set, with one count for the
+    /// register, and it has not been retired.
+    #[inline]
+    pub(crate) unsafe fn retire(&self, worker: usize, fiber: *const Inner) -> FiberRef {
+        let entries = &self.workers[worker];
+        // SAFETY: the register's reference keeps it.
+        let slot = unsafe { (*fiber).slot };
+        // SAFETY: slots live as long as the register.
+        unsafe { slot.as_ref() }.store(ptr::null_mut(), Ordering::Release);
+        if HAS_MEMBARRIER.load(Ordering::Relaxed) {
+            compiler_fence(Ordering::SeqCst);
+        } else {
+            fence(Ordering::SeqCst);
+        }
+        if self.listers.load(Ordering::Relaxed) != 0 {
+            // The lister holds the lock until it is done.
+            drop(self.outside.lock());
+        }
+        // SAFETY: on the worker's thread, and nothing inside comes here again.
+        let free = unsafe { &mut *entries.free.get() };
+        free.push(slot);
+        if free.len() > 4 * CHUNK {
+            // Fibers that are spawned here and end there would otherwise carry all slots there.
+            let keep = free.len() - CHUNK;
+            self.outside.lock().free.extend(free.drain(keep..));
+        }
+        entries.retired.store(entries.retired.load(Ordering::Relaxed) + 1, Ordering::Release);
+        // SAFETY: by the contract there is a count for the register.
+        unsafe { FiberRef::from_raw(fiber) }
     }
 
     /// Announces fibers to come: as long as the hold is not given back, the register does not close.
+    ///
+    /// # Errors
+    /// When the scheduler has ended.
     pub(crate) fn hold(&self) -> Result<(), Closed> {
-        let mut list = self.lists[0].lock();
-        if list.is_closed {
+        let mut outside = self.outside.lock();
+        if outside.is_closed {
             return Err(Closed);
         }
-        list.live += 1;
+        outside.holds += 1;
         Ok(())
     }
 
-    /// Gives a hold back, and says whether its list is empty now.
-    pub(crate) fn release_hold(&self) -> bool {
-        let mut list = self.lists[0].lock();
-        list.live -= 1;
-        list.live == 0
+    /// Gives a hold back.
+    pub(crate) fn release_hold(&self) {
+        self.outside.lock().holds -= 1;
     }
 
     /// Closes the register if nothing is in it. True if it is closed.
     pub(crate) fn close_if_empty(&self) -> bool {
-        // All locks at once, in order: a fiber that ends while it spawns another must not be counted in neither.
-        let mut lists: Vec<_> = self.lists.iter().map(Lock::lock).collect();
-        if lists.iter().any(|list| list.live != 0) {
-            return false;
+        let mut outside = self.outside.lock();
+        if !outside.is_closed {
+            outside.is_closed = outside.holds == 0 && self.count(&outside) == 0;
         }
-        lists.iter_mut().for_each(|list| list.is_closed = true);
-        true
+        outside.is_closed
     }
 
-    /// How many fibers and holds there are.
+    /// The live fibers. 0 is exact: there was such a moment during the call.
+    fn count(&self, outside: &Outside) -> u64 {
+        let sum = |counter: fn(&Entries) -> &AtomicU64| {
+            self.workers.iter().map(|entries| counter(entries).load(Ordering::Acquire)).sum::<u64>()
+        };
+        let retired = sum(|entries| &entries.retired);
+        (outside.entered + sum(|entries| &entries.entered)).saturating_sub(retired)
+    }
+
+    /// How many fibers there are.
     pub(crate) fn len(&self) -> usize {
-        self.lists.iter().map(|list| list.lock().live).sum()
+        self.count(&self.outside.lock()) as usize
+    }
+
+    /// How many fibers there have ever been.
+    pub(crate) fn entered(&self) -> u64 {
+        let outside = self.outside.lock().entered;
+        outside + self.workers.iter().map(|entries| entries.entered.load(Ordering::Relaxed)).sum::<u64>()
     }
 
     /// Every live fiber.
-    pub(crate) fn all(&self) -> Vec<Arc<Inner>> {
-        let mut all = Vec::new();
-        for list in &self.lists {
-            let list = list.lock();
-            all.reserve(list.live);
-            let mut at = list.first;
-            while !at.is_null() {
-                // SAFETY: the lock is held, so the fiber stays in the list, which owns a count of it.
-                unsafe {
-                    Arc::increment_strong_count(at);
-                    all.push(Arc::from_raw(at));
-                    at = (*at).links.get().1;
-                }
+    ///
+    /// # Blocking
+    /// Workers on which a fiber ends wait meanwhile.
+    pub(crate) fn all(&self) -> Vec<FiberRef> {
+        let outside = self.outside.lock();
+        let mut all = Vec::with_capacity(self.count(&outside) as usize);
+        self.listers.store(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        if HAS_MEMBARRIER.load(Ordering::Relaxed) {
+            membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED);
+        }
+        for slot in outside.chunks.iter().flat_map(|chunk| chunk.iter()) {
+            let fiber = slot.load(Ordering::Acquire);
+            if !fiber.is_null() {
+                // SAFETY: found after the barrier: the register's reference is not given up before `listers` is 0.
+                all.push(unsafe { FiberRef::from_borrowed(fiber) });
             }
         }
+        self.listers.store(0, Ordering::SeqCst);
         all
+    }
+}
+
+impl Outside {
+    fn make_free(&mut self) {
+        if !self.free.is_empty() {
+            return;
+        }
+        let chunk = Box::new([const { AtomicPtr::new(ptr::null_mut()) }; CHUNK]);
+        // Addresses stay what they are when the box moves into the vector.
+        self.free.extend(chunk.iter().map(NonNull::from));
+        self.chunks.push(chunk);
     }
 }

@@ -7,6 +7,7 @@ use crate::fiber::{Inner, NewFiber, Ready, Tls, WaitKind};
 use crate::handle::{Builder, JoinHandle};
 use crate::lock::Lock;
 use crate::overflow;
+use crate::reference::FiberRef;
 use crate::register::Register;
 use crate::task::Task;
 use crate::tls;
@@ -14,10 +15,11 @@ use crate::worker::Worker;
 use core::any::Any;
 use core::fmt;
 use core::ops::Range;
+use core::ptr;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::collections::VecDeque;
 use std::io;
-use std::sync::{Arc, Once};
+use std::sync::{Arc, Once, Weak};
 use std::thread;
 
 /// How a scheduler is built.
@@ -59,6 +61,7 @@ impl fmt::Debug for SchedulerConfig {
 
 /// What the workers and fibers of one scheduler share.
 pub(crate) struct Shared {
+    own: Weak<Shared>,
     pub(crate) workers: Box<[Worker]>,
     extension: Option<&'static (dyn Any + Send + Sync)>,
     /// Ready fibers that no worker has: those spawned from outside.
@@ -84,29 +87,30 @@ impl Shared {
     /// worker takes tens of microseconds to wake. If the caller goes on for long, the fiber is stolen.
     pub(crate) fn make_runnable(fiber: Ready) {
         // SAFETY: the fiber is in hand.
-        unsafe { fiber.scheduler.forget_timer(&fiber) };
+        unsafe { fiber.scheduler().forget_timer(&fiber) };
         let home = fiber.home.load(Ordering::Relaxed);
         let here = context::with_worker(|worker| {
-            worker.and_then(|(shared, index)| core::ptr::eq(&**shared, &*fiber.scheduler).then_some(index))
+            // SAFETY: the fiber is in hand, so it has not ended.
+            worker.and_then(|(shared, index)| ptr::eq(shared, unsafe { fiber.scheduler() }).then_some(index))
         });
         match here {
             // SAFETY: the fiber is in hand.
             Some(index) if index == home || unsafe { fiber.may_move() } => {
-                // Read through the pointer, not the fiber, which another worker may run and end once it is queued. The scheduler is
-                // that of the caller, so it stays.
-                let shared = Arc::as_ptr(&fiber.scheduler);
-                // SAFETY: see above; and `here` says that this is that worker's thread.
-                unsafe {
-                    (*shared).workers[index].push_local(fiber);
-                    (*shared).wake_thief_for(index);
-                }
+                // SAFETY: as above. Read before the fiber is queued: another worker may run and end it then. The scheduler is that of
+                // the caller, so it stays.
+                let shared = unsafe { &*ptr::from_ref(fiber.scheduler()) };
+                // SAFETY: `here` says that this is that worker's thread.
+                unsafe { shared.workers[index].push_local(fiber) };
+                shared.wake_thief_for(index);
             }
-            _ => {
-                // Kept here: the fiber may run and end, and its scheduler with it, while its worker is still being woken.
-                let scheduler = Arc::clone(&fiber.scheduler);
-                scheduler.workers[home].push_remote(fiber);
-            }
+            // SAFETY: the fiber is in hand, so it has not ended; `push_remote` keeps the scheduler as long as it uses it.
+            _ => unsafe { &*ptr::from_ref(fiber.scheduler()) }.workers[home].push_remote(fiber),
         }
+    }
+
+    /// A reference that keeps the scheduler.
+    pub(crate) fn keep(&self) -> Arc<Self> {
+        self.own.upgrade().expect("a scheduler that has live fibers is kept by its workers")
     }
 
     /// Cancels the fiber's timer, if it has one.
@@ -182,15 +186,12 @@ impl Shared {
     /// The fiber has ended, and its memory has been given back.
     ///
     /// # Safety
-    /// The fiber was in hand, and nobody has it in hand from now on.
-    pub(crate) unsafe fn retire(&self, fiber: Ready) {
+    /// The caller is on the thread that runs the worker. The fiber was in hand, and nobody has it in hand from now on.
+    #[inline]
+    pub(crate) unsafe fn retire(&self, worker: usize, fiber: Ready) {
         // SAFETY: it has been in the register since its spawn.
-        let (fiber, list_is_empty) = unsafe { self.register.remove(fiber.as_ptr()) };
-        fiber.completion.set();
-        drop(fiber);
-        if list_is_empty {
-            self.unpark_all_if_stopping();
-        }
+        let fiber = unsafe { self.register.retire(worker, fiber.as_ptr()) };
+        fiber.end(self);
     }
 
     fn unpark_all_if_stopping(&self) {
@@ -199,44 +200,51 @@ impl Shared {
         }
     }
 
-    fn unpark_all(&self) {
+    pub(crate) fn unpark_all(&self) {
         for worker in &self.workers {
             worker.unpark(self, false);
         }
     }
 
-    fn spawn(self: &Arc<Self>, builder: Builder, task: Task) -> Arc<Inner> {
+    fn spawn(&self, builder: Builder, task: Task) -> FiberRef {
         let tls = if tls::support().is_ok() { builder.tls } else { Tls::Shared };
         let here = context::with_worker(|worker| {
-            worker.and_then(|(shared, index)| Arc::ptr_eq(shared, self).then_some(index))
+            worker.and_then(|(shared, index)| ptr::eq(shared, self).then_some(index))
         });
         let wanted = builder.worker.map(|worker| worker % self.workers.len());
         let inherited = || here.and_then(|_| context::with_current(|current| current?.extension()));
         let home = wanted.or(here).unwrap_or(0);
-        let id = match here {
-            // SAFETY: `here` says that this is that worker's thread.
-            Some(index) => unsafe { self.workers[index].take_id() },
-            None => take_ids(1).start,
-        };
-        let fiber = Arc::new(Inner::new(
-            Arc::clone(self),
-            NewFiber {
-                id,
-                name: builder.name.map(String::into_boxed_str),
-                stack_bytes: builder.stack_bytes,
-                tls,
-                pinned: wanted.is_some(),
-                home,
-                extension: builder.extension.or_else(inherited).or(self.extension),
-                register_list: home,
-                task,
+        // SAFETY: `here` says that this is that worker's thread, and a fiber's call: the worker's loop spawns nothing.
+        let (id, spare, slot) = match here.map(|index| (index, &self.workers[index])) {
+            // SAFETY: see above.
+            Some((index, worker)) => unsafe {
+                (worker.take_id(), worker.take_spare(), Ok(self.register.enter(index)))
             },
-        ));
-        if self.register.insert(&fiber).is_err() {
+            None => (take_ids(1).start, None, self.register.enter_from_outside()),
+        };
+        let Ok(slot) = slot else {
             // SAFETY: nobody will run it. What it has captured must not be lost: others may wait for it to be dropped.
-            unsafe { fiber.task.discard() };
+            unsafe { task.discard() };
             panic!("a fiber cannot be started in a scheduler that has stopped");
-        }
+        };
+        let fiber = FiberRef::new_pair(spare, || {
+            Inner::new(
+                self,
+                NewFiber {
+                    id,
+                    name: builder.name.map(String::into_boxed_str),
+                    stack_bytes: builder.stack_bytes,
+                    tls,
+                    pinned: wanted.is_some(),
+                    home,
+                    extension: builder.extension.or_else(inherited).or(self.extension),
+                    slot,
+                    task,
+                },
+            )
+        });
+        // SAFETY: slots live as long as the register, and this one is the fiber's.
+        unsafe { slot.as_ref() }.store(fiber.as_ptr().cast_mut(), Ordering::Release);
         // SAFETY: the fiber is new, so it is in this function's hand.
         let queued = unsafe { Ready::new(&fiber) };
         match (wanted, here) {
@@ -295,11 +303,8 @@ pub fn abandon(extension: &'static (dyn Any + Send + Sync)) -> usize {
             // SAFETY: no other worker runs, and none of them runs here: they are in the caller's hand.
             unsafe { shared.forget_timer(fiber) };
             fiber.give_up();
-            // SAFETY: it was in the register, and nothing will retire it.
-            let (_, list_is_empty) = unsafe { shared.register.remove(Arc::as_ptr(fiber)) };
-            if list_is_empty {
-                shared.unpark_all_if_stopping();
-            }
+            // SAFETY: on the worker's thread; it was in the register, and nothing else will retire it.
+            drop(unsafe { shared.register.retire(index, fiber.as_ptr()) });
         }
         meant.len()
     })
@@ -349,9 +354,10 @@ impl Scheduler {
             log::debug!(target: "scheduler", "current thread as called thread");
         }
         let workers: Box<[Worker]> = (0..config.threads)
-            .map(|index| Ok(Worker::new(index, (config.driver)(index)?)))
+            .map(|index| Ok(Worker::new(index, config.threads > 1, (config.driver)(index)?)))
             .collect::<io::Result<_>>()?;
-        let shared = Arc::new(Shared {
+        let shared = Arc::new_cyclic(|own| Shared {
+            own: own.clone(),
             workers,
             extension: config.extension,
             injected: Lock::new(VecDeque::new()),
@@ -423,9 +429,8 @@ impl Scheduler {
     /// # Blocking
     /// Blocks the thread.
     pub fn stop(&self) {
-        let inside = context::with_worker(|worker| {
-            worker.is_some_and(|(shared, _)| Arc::ptr_eq(shared, &self.shared))
-        });
+        let inside =
+            context::with_worker(|worker| worker.is_some_and(|(shared, _)| ptr::eq(shared, &*self.shared)));
         assert!(!inside, "a scheduler cannot be stopped from one of its own fibers");
         if self.shared.stopping.swap(true, Ordering::SeqCst) {
             self.shared.stopped.wait(WaitKind::Join, 0);
@@ -484,9 +489,8 @@ impl Hold {
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        if self.0.register.release_hold() {
-            self.0.unpark_all_if_stopping();
-        }
+        self.0.register.release_hold();
+        self.0.unpark_all_if_stopping();
     }
 }
 
@@ -516,6 +520,8 @@ pub struct FiberInfo {
 pub struct SchedulerMetrics {
     /// Fibers that have been spawned and have not ended.
     pub fibers_live: usize,
+    /// Fibers that have been spawned.
+    pub fibers_spawned: u64,
     /// Switches into a fiber.
     pub switches: u64,
     /// Times a worker went to sleep.
@@ -547,6 +553,7 @@ fn list(shared: &Shared) -> Vec<FiberInfo> {
 fn metrics(shared: &Shared) -> SchedulerMetrics {
     SchedulerMetrics {
         fibers_live: shared.register.len(),
+        fibers_spawned: shared.register.entered(),
         switches: shared.workers.iter().map(|worker| worker.switches.load(Ordering::Relaxed)).sum(),
         parks: shared.workers.iter().map(|worker| worker.parks.load(Ordering::Relaxed)).sum(),
         steals: shared.workers.iter().map(|worker| worker.steals.load(Ordering::Relaxed)).sum(),
@@ -578,10 +585,11 @@ pub fn with_driver<R>(f: impl FnOnce(&dyn Driver) -> R) -> Option<R> {
 }
 
 /// Spawns where the caller runs: in its fiber's scheduler, or in the process's default one.
-pub(crate) fn spawn_here(builder: Builder, task: Task) -> Arc<Inner> {
-    let shared = context::with_worker(|worker| worker.map(|(shared, _)| Arc::clone(shared)))
-        .unwrap_or_else(|| Arc::clone(&default_scheduler().shared));
-    shared.spawn(builder, task)
+pub(crate) fn spawn_here(builder: Builder, task: Task) -> FiberRef {
+    context::with_worker(|worker| match worker {
+        Some((shared, _)) => shared.spawn(builder, task),
+        None => default_scheduler().shared.spawn(builder, task),
+    })
 }
 
 type Factory = fn() -> io::Result<Scheduler>;

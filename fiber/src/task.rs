@@ -4,14 +4,14 @@
 //! cost more than the words do: the function is allocated by the spawner, but freed in the fiber, whose malloc cache is
 //! another one, so the spawner's cache would run dry and every spawn would take malloc's slow path.
 //!
-//! The storage is written and read in turns, and `outcome` says whose turn it is: the spawner stores the function before the fiber is
-//! queued, the fiber takes it and leaves the result, and whoever comes last of the fiber and its handle disposes of that.
+//! The storage is written and read in turns: the spawner stores the function before the fiber is queued; the fiber takes it and
+//! leaves the result, or drops that if its handle is gone; once it has ended the result is the handle's, or, if that was dropped in
+//! this very moment, the worker's, which has a fiber drop it.
 
 use crate::fiber::Inner;
-use core::cell::UnsafeCell;
+use core::cell::{Cell, UnsafeCell};
 use core::mem::MaybeUninit;
 use core::panic::AssertUnwindSafe;
-use core::sync::atomic::{AtomicU8, Ordering};
 use std::panic::catch_unwind;
 use std::thread;
 
@@ -19,21 +19,19 @@ use std::thread;
 const WORDS: usize = 6;
 type Words = [MaybeUninit<usize>; WORDS];
 
-/// The fiber has not left its result.
-const PENDING: u8 = 0;
-/// The result is there, and the handle may take it.
-const READY: u8 = 1;
-/// The handle is gone: nobody wants the result.
-const DETACHED: u8 = 2;
-/// The handle has taken the result.
-const TAKEN: u8 = 3;
-
 /// A function with its captures, to be run once in a fiber.
 pub(crate) struct Task {
     words: UnsafeCell<Words>,
-    outcome: AtomicU8,
+    /// Whether the words hold the result. Read and written by whose turn it is.
+    has_result: Cell<bool>,
+    kind: &'static Kind,
+}
+
+/// What is done with functions of one type.
+struct Kind {
     run: unsafe fn(&Inner),
     discard: unsafe fn(&Task),
+    drop_result: unsafe fn(&Task),
 }
 
 /// Whether a value lies in the words themselves, not in a box whose address does.
@@ -49,23 +47,29 @@ impl Task {
     {
         let task = Self {
             words: UnsafeCell::new([MaybeUninit::uninit(); WORDS]),
-            outcome: AtomicU8::new(PENDING),
-            run: run::<F, T>,
-            // SAFETY: `new` has stored an `F`, and the caller of `discard` vouches for the rest.
-            discard: |task| drop(unsafe { task.take::<F>() }),
+            has_result: Cell::new(false),
+            kind: const {
+                &Kind {
+                    run: run::<F, T>,
+                    // SAFETY: `new` has stored an `F`, and the caller of `discard` vouches for the rest.
+                    discard: |task| drop(unsafe { task.take::<F>() }),
+                    // SAFETY: `run` has stored it, and the caller of `drop_result` vouches for the rest.
+                    drop_result: |task| drop(unsafe { task.take::<thread::Result<T>>() }),
+                }
+            },
         };
         // SAFETY: nobody else knows the task yet.
         unsafe { task.put(f) };
         task
     }
 
-    /// Runs the function and leaves its result, or drops that if the handle is gone.
+    /// Runs the function and leaves its result.
     ///
     /// # Safety
     /// The caller is the fiber whose task this is; once.
     pub(crate) unsafe fn run(fiber: &Inner) {
         // SAFETY: by the caller's contract; `run` was made for the function that `new` has stored.
-        unsafe { (fiber.task.run)(fiber) };
+        unsafe { (fiber.task.kind.run)(fiber) };
     }
 
     /// Drops the function that will not run.
@@ -74,33 +78,34 @@ impl Task {
     /// It has not run and will not.
     pub(crate) unsafe fn discard(&self) {
         // SAFETY: by the caller's contract.
-        unsafe { (self.discard)(self) };
+        unsafe { (self.kind.discard)(self) };
     }
 
-    /// Takes the result for the handle; `None` if it has been taken before.
+    /// Takes the result; `None` if there is none any more.
     ///
     /// # Safety
-    /// The fiber has ended, `T` is the type of its function's result, and only its handle calls this, once at a time.
+    /// It is the caller's turn, the function has run, and `T` is the type of its result.
     pub(crate) unsafe fn take_result<T>(&self) -> Option<thread::Result<T>> {
-        if self.outcome.load(Ordering::Relaxed) == TAKEN {
-            return None;
-        }
-        self.outcome.store(TAKEN, Ordering::Relaxed);
-        // SAFETY: by the caller's contract the fiber has left its result, and nobody else takes it.
-        Some(unsafe { self.take() })
+        // SAFETY: by the caller's contract, and there is one.
+        self.has_result.replace(false).then(|| unsafe { self.take() })
     }
 
-    /// The handle goes away: if nobody has taken the result, it is dropped here, or by the fiber when there is one.
+    /// Whether there is a result that nobody has taken.
     ///
     /// # Safety
-    /// `T` is the type of the function's result, and this is the handle's last use of the task.
-    pub(crate) unsafe fn detach<T>(&self) {
-        if self.outcome.load(Ordering::Relaxed) == TAKEN {
-            return;
-        }
-        if self.outcome.swap(DETACHED, Ordering::AcqRel) == READY {
-            // SAFETY: the fiber has left its result and will not touch it again.
-            drop(unsafe { self.take::<thread::Result<T>>() });
+    /// It is the caller's turn.
+    pub(crate) unsafe fn has_result(&self) -> bool {
+        self.has_result.get()
+    }
+
+    /// Drops the result, if there is one.
+    ///
+    /// # Safety
+    /// It is the caller's turn.
+    pub(crate) unsafe fn drop_result(&self) {
+        if self.has_result.replace(false) {
+            // SAFETY: by the caller's contract, and there is one.
+            unsafe { (self.kind.drop_result)(self) };
         }
     }
 
@@ -139,11 +144,12 @@ where
     // SAFETY: `new` has stored an `F`, and the fiber runs once.
     let f = unsafe { task.take::<F>() };
     let result = catch_unwind(AssertUnwindSafe(f));
-    // SAFETY: the storage is empty, and nobody looks at it before `outcome` says so.
+    // SAFETY: the storage is empty, and the fiber's until it has ended.
     unsafe { task.put(result) };
-    if task.outcome.swap(READY, Ordering::AcqRel) == DETACHED {
-        // SAFETY: the handle is gone, so nobody else will take what was just stored.
-        drop(unsafe { task.take::<thread::Result<T>>() });
+    task.has_result.set(true);
+    if fiber.completion.is_detached() {
+        // SAFETY: as above.
+        unsafe { task.drop_result() };
     }
 }
 

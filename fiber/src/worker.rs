@@ -9,6 +9,7 @@ use crate::driver::{Driver, Unpark};
 use crate::fiber::{AbortOnUnwind, Body, FiberCoroutine, Inner, Ready, Suspend, Tls, Wake, Waker};
 use crate::lock::Lock;
 use crate::queue::{StealQueue, Turn};
+use crate::reference::Spare;
 use crate::scheduler::{Shared, take_ids};
 use crate::stack::StackCache;
 use crate::timer::Timers;
@@ -24,6 +25,8 @@ use std::time::{Duration, Instant};
 /// After so many fibers the worker looks at its timers, its driver and the shared queue, so that a flood of ready fibers
 /// starves neither I/O nor sleepers nor fibers that nobody has taken yet.
 const RUNS_BETWEEN_POLLS: u32 = 61;
+/// The most fibers whose memory a worker keeps for new ones.
+const SPARES_MAX: usize = 2048;
 /// Ids that a worker takes at a time.
 const IDS: u64 = 64;
 /// How long a worker looks for work before it sleeps: less than the 50 to 100 microseconds that a sleeping virtual processor takes
@@ -46,6 +49,8 @@ struct Owned {
     stacks: StackCache,
     blocks: TlsCache,
     ids: Range<u64>,
+    /// Memory for fibers to come.
+    spares: Vec<Spare>,
 }
 
 pub(crate) struct Worker {
@@ -75,7 +80,8 @@ unsafe impl Sync for Worker {}
 unsafe impl Send for Worker {}
 
 impl Worker {
-    pub(crate) fn new(index: usize, driver: Box<dyn Driver>) -> Self {
+    /// `has_others`: the scheduler has more workers than this one.
+    pub(crate) fn new(index: usize, has_others: bool, driver: Box<dyn Driver>) -> Self {
         Self {
             index,
             owned: UnsafeCell::new(Owned {
@@ -83,8 +89,9 @@ impl Worker {
                 stacks: StackCache::new(),
                 blocks: TlsCache::new(),
                 ids: 0..0,
+                spares: Vec::new(),
             }),
-            queue: StealQueue::new(),
+            queue: StealQueue::new(has_others),
             timers: Lock::new(Timers::new()),
             unparker: driver.unparker(),
             driver_picks: driver.picks(),
@@ -135,9 +142,36 @@ impl Worker {
         }
     }
 
+    /// Memory for a new fiber, if there is some.
+    ///
+    /// # Safety
+    /// The caller is on the thread that runs this worker.
+    #[inline]
+    pub(crate) unsafe fn take_spare(&self) -> Option<Spare> {
+        // SAFETY: on the owner's thread.
+        unsafe { self.owned(|owned| owned.spares.pop()) }
+    }
+
+    /// Takes back what a fiber lay in.
+    ///
+    /// # Safety
+    /// The caller is on the thread that runs this worker.
+    pub(crate) unsafe fn keep_spare(&self, spare: Spare) {
+        // SAFETY: on the owner's thread.
+        unsafe {
+            self.owned(|owned| {
+                if owned.spares.len() < SPARES_MAX {
+                    owned.spares.push(spare);
+                }
+            });
+        }
+    }
+
     /// Hands a ready fiber over from another thread.
     pub(crate) fn push_remote(&self, fiber: Ready) {
-        let scheduler = Arc::clone(&fiber.scheduler);
+        // SAFETY: the fiber is in hand, so it has not ended. Kept here, because it may run and end, and its scheduler with it, while this
+        // worker is still being woken.
+        let scheduler = unsafe { fiber.scheduler().keep() };
         {
             let mut inbox = self.inbox.lock();
             inbox.push(fiber);
@@ -204,7 +238,7 @@ impl Worker {
     pub(crate) fn run(&self, shared: &Arc<Shared>) {
         // The fibers of a worker that has gone would wait for ever, and so would everybody who waits for them.
         let _guard = AbortOnUnwind("a worker panicked");
-        context::set_worker(shared, self.index);
+        context::set_worker(Arc::as_ptr(shared), self.index);
         let mut runs = 0u32;
         let mut spin = Spin::default();
         // It was woken to look for work and has not found any yet.
@@ -231,8 +265,12 @@ impl Worker {
                 }
             }
             match next {
-                Some(fiber) => self.run_fiber(fiber),
-                None if shared.is_finished() => break,
+                Some(fiber) => self.run_fiber(shared, fiber),
+                None if shared.is_finished() => {
+                    // The others may have looked before the last fiber ended.
+                    shared.unpark_all();
+                    break;
+                }
                 None => {
                     searching = self.idle(shared, &mut spin);
                     runs = 1;
@@ -416,7 +454,7 @@ impl Worker {
         unsafe { (*self.driver.get()).now() }
     }
 
-    fn run_fiber(&self, fiber: Ready) {
+    fn run_fiber(&self, shared: &Shared, fiber: Ready) {
         fiber.home.store(self.index, Ordering::Relaxed);
         self.switches.store(self.switches.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         // SAFETY: the fiber is in hand, so its body is this worker's.
@@ -442,7 +480,7 @@ impl Worker {
             // SAFETY: on the owner's thread.
             CoroutineResult::Yield(Suspend::Yield) => unsafe { self.push_local(fiber) },
             CoroutineResult::Yield(Suspend::Wait { deadline }) => self.park(fiber, deadline),
-            CoroutineResult::Return(()) => self.finish(fiber),
+            CoroutineResult::Return(()) => self.finish(shared, fiber),
         }
     }
 
@@ -457,7 +495,7 @@ impl Worker {
             // Woken between its decision to wait and here.
             // SAFETY: still in hand, and on the owner's thread.
             unsafe {
-                fiber.scheduler.forget_timer(&fiber);
+                fiber.scheduler().forget_timer(&fiber);
                 self.push_local(fiber);
             }
         }
@@ -489,7 +527,7 @@ impl Worker {
         }));
     }
 
-    fn finish(&self, fiber: Ready) {
+    fn finish(&self, shared: &Shared, fiber: Ready) {
         // SAFETY: the body is this worker's, as in `run_fiber`.
         let body = unsafe { &mut *fiber.body.get() };
         let (coroutine, tls) = (body.coroutine.take(), body.tls.take());
@@ -504,10 +542,8 @@ impl Worker {
                 }
             });
         }
-        // The scheduler outlives this: the worker's loop holds it.
-        let scheduler = Arc::as_ptr(&fiber.scheduler);
-        // SAFETY: see above, and the fiber is in hand for the last time.
-        unsafe { (*scheduler).retire(fiber) };
+        // SAFETY: the fiber is in hand for the last time, and on the owner's thread.
+        unsafe { shared.retire(self.index, fiber) };
     }
 }
 
