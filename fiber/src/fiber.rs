@@ -792,6 +792,6 @@ impl Waker {
 
     /// Whether it ends a wait of this fiber.
     pub fn is_of(&self, current: Current<'_>) -> bool {
-        Arc::ptr_eq(&self.fiber, current.inner)
+        self.fiber.is_same(current.inner)
     }
 }
