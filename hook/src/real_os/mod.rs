@@ -5,14 +5,14 @@
 //! was sent the descriptor. Only when a call would block is the kernel asked whether the user wants that (O_NONBLOCK) and for
 //! how long (SO_RCVTIMEO, SO_SNDTIMEO); the answer is remembered as long as it cannot be out of date (see `wait.rs`).
 //!
-//! `accept` alone has no such flag: see [`listener`].
+//! `accept`, `connect` and `sendfile` have no such flag: see [`window`].
 
+pub(crate) mod accept;
 pub(crate) mod child;
 mod connect;
 pub(crate) mod control;
 mod file;
 pub(crate) mod kind;
-pub(crate) mod listener;
 mod poll;
 mod socket;
 pub(crate) mod wait;
@@ -43,7 +43,7 @@ impl Os for RealOs {
     }
 
     fn accept(&self, _: Current<'_>, fd: RawFd, peer: AddressMut, flags: i32) -> Result<RawFd> {
-        listener::accept(fd, peer, flags)
+        accept::accept(fd, peer, flags)
     }
 
     fn receive(
@@ -139,7 +139,6 @@ impl Os for RealOs {
 
 /// `close`, from fibers and threads alike: whoever waits for the descriptor learns of it before its number can be reused.
 pub(crate) fn close(fd: RawFd) -> Result<()> {
-    listener::forget(fd);
     descriptor::forget(fd);
     // SAFETY: no memory is involved.
     check_int(unsafe { real::close(fd) }).map(drop)
@@ -158,7 +157,6 @@ pub(crate) fn note_shared(fd: RawFd) {
 
 /// A descriptor number that has just been made: nothing known about it before holds.
 pub(crate) fn forget(fd: RawFd) {
-    listener::forget(fd);
     descriptor::forget(fd);
 }
 

@@ -152,9 +152,6 @@ pub(crate) fn settings_changed(fd: RawFd) {
 
 /// Whether the user has set O_NONBLOCK, by whatever way.
 pub(crate) fn is_nonblocking(fd: RawFd) -> Result<bool> {
-    if super::listener::is_hidden(fd) {
-        return Ok(false);
-    }
     Ok((window::flags(fd)? & libc::O_NONBLOCK) != 0)
 }
 

@@ -1,4 +1,4 @@
-//! O_NONBLOCK for the length of one call that has no flag of its own for it: `connect`, `sendfile`.
+//! O_NONBLOCK for the length of one call that has no flag of its own for it: `accept`, `connect`, `sendfile`.
 //!
 //! The flag belongs to the open file, so whoever has the same file (other workers, duplicates) could see it meanwhile, take it for the
 //! user's, or have a change of their own undone. All in this process that looks at the flag or changes it passes through here. A forked
@@ -47,19 +47,29 @@ pub(super) fn without_blocking<T>(fd: RawFd, call: impl FnOnce() -> T) -> Result
 
 /// The flags of the file as its users left them.
 pub(crate) fn flags(fd: RawFd) -> Result<c_int> {
-    while !is_forked_child() {
-        let closed = CLOSED.load(Ordering::SeqCst);
-        let opened = OPENED.load(Ordering::SeqCst);
-        let flags = get(fd)?;
-        let is_true = opened == closed && OPENED.load(Ordering::SeqCst) == opened;
-        if is_true || (flags & libc::O_NONBLOCK) == 0 {
-            return Ok(flags);
-        }
-        // A window lasts for one call of the kernel's, of this file or another.
-        // SAFETY: no arguments.
-        unsafe { real::sched_yield() };
+    let witness = Witness::new();
+    let flags = get(fd)?;
+    if (flags & libc::O_NONBLOCK) == 0 || !witness.has_seen_a_window() || is_forked_child() {
+        return Ok(flags);
     }
+    // There may be windows all the time, but no more than one for this file.
+    let _changing = changing(fd).lock();
     get(fd)
+}
+
+/// Tells afterwards whether O_NONBLOCK may have been seen that was not the user's.
+pub(super) struct Witness {
+    closed: usize,
+}
+
+impl Witness {
+    pub(super) fn new() -> Self {
+        Self { closed: CLOSED.load(Ordering::SeqCst) }
+    }
+
+    pub(super) fn has_seen_a_window(&self) -> bool {
+        OPENED.load(Ordering::SeqCst) != self.closed
+    }
 }
 
 /// Makes a change to the flags that no window's end undoes.

@@ -1,11 +1,11 @@
-//! The life of descriptors: closing, duplicating, and the settings that a hidden O_NONBLOCK could show through.
+//! The life of descriptors: closing, duplicating, and their settings.
 
 use crate::errno::{Errno, answer_int};
 use crate::os::in_fiber_or;
 use crate::real;
 use crate::real_os::control::{control, note_duplicate};
 use crate::real_os::wait::settings_changed;
-use crate::real_os::{self, forget, forget_both, listener, window};
+use crate::real_os::{self, forget, forget_both, window};
 use crate::world::{World, in_world_or};
 use core::ffi::{c_int, c_ulong, c_void};
 use squall_fiber::Current;
@@ -128,15 +128,12 @@ unsafe fn ioctl_in_world(
 /// # Safety
 /// `argument` is what the request takes.
 unsafe fn plain_ioctl(fd: c_int, request: c_ulong, argument: *mut c_void) -> c_int {
-    if request == libc::FIONBIO as c_ulong && !argument.is_null() {
-        // SAFETY: FIONBIO takes a pointer to an int.
-        let wanted = unsafe { *argument.cast::<c_int>() } != 0;
-        let mut kernel = c_int::from(listener::user_sets_nonblocking(fd, wanted));
-        // SAFETY: as above.
-        let result = window::change(fd, || unsafe { real::ioctl(fd, request, (&raw mut kernel).cast()) });
+    // SAFETY: the caller's own arguments.
+    let call = || unsafe { real::ioctl(fd, request, argument) };
+    if request == libc::FIONBIO as c_ulong {
+        let result = window::change(fd, call);
         settings_changed(fd);
         return result;
     }
-    // SAFETY: the caller's own arguments.
-    unsafe { real::ioctl(fd, request, argument) }
+    call()
 }

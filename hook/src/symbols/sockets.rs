@@ -3,9 +3,10 @@
 use crate::errno::{Errno, answer_int, answer_size};
 use crate::os::{AddressMut, Buffer, BufferMut, in_fiber_or};
 use crate::real;
+use crate::real_os::accept::accept_in_thread;
 use crate::real_os::kind::short_counts_prove_nothing;
 use crate::real_os::wait::settings_changed;
-use crate::real_os::{forget, forget_both, listener, note_shared};
+use crate::real_os::{forget, forget_both, note_shared};
 use crate::world::in_world_or;
 use core::ffi::{c_int, c_uint, c_void};
 use libc::{msghdr, size_t, sockaddr, socklen_t, ssize_t};
@@ -84,7 +85,7 @@ pub(super) unsafe extern "C" fn accept4(
 ) -> c_int {
     let peer = || AddressMut { address, length };
     in_fiber_or!(|current, os| answer_int(os.accept(current, fd, peer(), flags)), || answer_int(
-        listener::accept_in_thread(fd, peer(), flags)
+        accept_in_thread(fd, peer(), flags)
     ),)
 }
 
