@@ -6,6 +6,7 @@
 //!
 //! A module is a family of calls. No case measures time: who came first, and whether anything went on, is all that is noted.
 
+mod accept;
 mod aliases;
 mod calls;
 mod closing;
