@@ -1,27 +1,14 @@
-//! One fiber: its identity, its state word, and the memory it runs on.
+//! One fiber: its identity, its waits, and the memory it runs on.
 //!
 //! Who may touch what:
-//! 1. `state` is an atomic that everybody may read; the transitions below say who writes it.
+//! 1. `state` says who may run the fiber next; state.rs has its rules.
 //! 2. `body` and `timer` belong to whoever has the fiber in hand. A fiber is in exactly one place: running, in one run queue, or
 //!    parked. A worker has it in hand from taking it out of a queue until it queues it again or has parked it; whoever ends the
 //!    wait of a parked fiber has it in hand until it has queued it. [`Ready`] is that possession as a type. `yielder` belongs to
 //!    the fiber itself, which runs on one worker at a time.
 //! 3. `home` is written by the worker that starts to run the fiber, so it stands still while the fiber is parked.
-//! 4. `limits`, `locals` and `interruptible` belong to the fiber itself; the worker reads `interruptible` as it parks the fiber.
-//!    `cancelled` is set by anybody and never cleared.
+//! 4. `limits` and `locals` belong to the fiber itself.
 //! 5. `scheduler` is alive as long as the fiber is: until it has ended.
-//!
-//! The state word packs a generation, the reason of the last wake-up, and where the fiber stands:
-//!
-//! ```text
-//!   Running --begin_wait--> Waiting --park (worker, after the switch)--> Parked
-//!      ^                       |                                            |
-//!      +------- wake ----------+------------------ wake, and queue ---------+
-//! ```
-//!
-//! Every wait has its own generation, so a wake-up meant for an earlier wait (a timer or a readiness event that lost a race)
-//! finds another generation and does nothing: no wait ever ends for a reason that is not its own. While the fiber is parked
-//! the place of the reason says whether cancellation may end the wait.
 
 use crate::completion::Completion;
 use crate::context;
@@ -31,6 +18,7 @@ use crate::reference::FiberRef;
 use crate::register::Slot;
 use crate::scheduler::Shared;
 use crate::stack::FiberStack;
+use crate::state::{State, Woken};
 use crate::task::Task;
 use crate::timer::TimerId;
 use crate::tls::{self, TlsBlock};
@@ -68,27 +56,6 @@ pub enum Wake {
     Cancelled,
     /// The deadline of an enclosing [`crate::with_deadline`] has passed. Only in [`Wait::block_interruptible`].
     Expired,
-}
-
-impl Wake {
-    fn from_bits(bits: u64) -> Self {
-        match bits {
-            0 => Wake::Ready,
-            1 => Wake::TimedOut,
-            2 => Wake::Closed,
-            _ => Wake::Cancelled,
-        }
-    }
-
-    /// Two bits: who waits knows by himself which of the deadlines was the earlier.
-    fn bits(self) -> u64 {
-        match self {
-            Wake::Ready => 0,
-            Wake::TimedOut | Wake::Expired => 1,
-            Wake::Closed => 2,
-            Wake::Cancelled => 3,
-        }
-    }
 }
 
 /// What a fiber waits for, for people to read.
@@ -146,16 +113,6 @@ impl WaitKind {
     }
 }
 
-const STANDING_MASK: u64 = 0b11;
-const RUNNING: u64 = 0;
-const WAITING: u64 = 1;
-const PARKED: u64 = 2;
-const REASON_SHIFT: u32 = 2;
-const REASON_MASK: u64 = 0b11 << REASON_SHIFT;
-/// In the place of the reason while the fiber is parked: cancellation ends the wait.
-const INTERRUPTIBLE: u64 = 1 << REASON_SHIFT;
-const GENERATION_SHIFT: u32 = 4;
-
 /// What a fiber tells its worker as it switches away.
 pub(crate) enum Suspend {
     /// Run me again after the others.
@@ -186,7 +143,7 @@ pub(crate) struct Inner {
     pub(crate) extension: Option<&'static (dyn Any + Send + Sync)>,
     /// Its place in the register.
     pub(crate) slot: Slot,
-    state: AtomicU64,
+    pub(crate) state: State,
     pub(crate) home: AtomicUsize,
     pub(crate) body: UnsafeCell<Body>,
     pub(crate) task: Task,
@@ -202,9 +159,6 @@ pub(crate) struct Inner {
     park_generation: AtomicU64,
     wait_kind: AtomicU8,
     wait_detail: AtomicU64,
-    pub(crate) cancelled: AtomicBool,
-    /// Whether cancellation may end the wait that the fiber is switching away for.
-    interruptible: Cell<bool>,
     pub(crate) limits: Cell<Limits>,
     pub(crate) locals: OnceCell<Box<Locals>>,
 }
@@ -241,7 +195,7 @@ impl Inner {
             scheduler: NonNull::from(scheduler),
             extension: new.extension,
             slot: new.slot,
-            state: AtomicU64::new(1 << GENERATION_SHIFT),
+            state: State::new(),
             home: AtomicUsize::new(new.home),
             body: UnsafeCell::default(),
             task: new.task,
@@ -254,8 +208,6 @@ impl Inner {
             park_generation: AtomicU64::new(0),
             wait_kind: AtomicU8::new(WaitKind::None as u8),
             wait_detail: AtomicU64::new(0),
-            cancelled: AtomicBool::new(false),
-            interruptible: Cell::new(false),
             limits: Cell::default(),
             locals: OnceCell::new(),
         }
@@ -270,18 +222,8 @@ impl Inner {
     }
 
     /// Makes the interruptible wait that the fiber is in, and every later one, end with [`Wake::Cancelled`].
-    ///
-    /// Why no wait sleeps through it. The flag is stored before the state is loaded here; `park` sets the state before it loads
-    /// the flag; all four are sequentially consistent, so they have one order. If the load here comes first, the flag was set
-    /// before the fiber parked, and `park` sees it. If it comes second, it finds the fiber parked and wakes it, or finds a later
-    /// state: then that wait has ended, and the next one goes through the same. If each sees the other, the state word lets one
-    /// of them end the wait.
     pub(crate) fn cancel(&self) {
-        self.cancelled.store(true, Ordering::SeqCst);
-        let state = self.state.load(Ordering::SeqCst);
-        if (state & (STANDING_MASK | INTERRUPTIBLE)) == (PARKED | INTERRUPTIBLE) {
-            self.wake(state >> GENERATION_SHIFT, Wake::Cancelled);
-        }
+        self.after(self.state.cancel());
     }
 
     /// # Safety
@@ -302,37 +244,29 @@ impl Inner {
         !self.pinned && (self.tls == Tls::Private || unsafe { (*self.body.get()).coroutine.is_none() })
     }
 
+    #[inline]
     fn wake(&self, generation: u64, reason: Wake) -> bool {
-        let mut state = self.state.load(Ordering::Acquire);
-        loop {
-            let standing = state & STANDING_MASK;
-            if (state >> GENERATION_SHIFT) != generation || standing == RUNNING {
-                return false;
-            }
-            let woken = (generation << GENERATION_SHIFT) | (reason.bits() << REASON_SHIFT) | RUNNING;
-            match self.state.compare_exchange_weak(state, woken, Ordering::AcqRel, Ordering::Acquire) {
-                Ok(_) => {
-                    if standing == PARKED {
-                        // SAFETY: ending the wait of a parked fiber takes it in hand.
-                        Shared::make_runnable(unsafe { Ready::new(self) });
-                    }
-                    return true;
-                }
-                Err(current) => state = current,
-            }
+        let woken = self.state.wake(generation, reason);
+        self.after(woken);
+        woken != Woken::Late
+    }
+
+    #[inline]
+    fn after(&self, woken: Woken) {
+        if woken == Woken::InHand {
+            // SAFETY: ending the wait of a parked fiber takes it in hand.
+            Shared::make_runnable(unsafe { Ready::new(self) });
         }
     }
 
     /// Makes sure that the fiber never runs again, and that nothing it holds is dropped: not even what an entry that has not run
     /// yet has captured. For a fiber in hand, without a timer.
     pub(crate) fn give_up(&self) {
-        let generation = self.state.load(Ordering::Relaxed) >> GENERATION_SHIFT;
-        // Whoever has a waker of its last wait finds another generation.
-        self.state.store(((generation + 1) << GENERATION_SHIFT) | RUNNING, Ordering::Release);
+        self.state.give_up();
     }
 
     pub(crate) fn waits_for(&self) -> (WaitKind, u64) {
-        if (self.state.load(Ordering::Relaxed) & STANDING_MASK) == RUNNING {
+        if self.state.is_running() {
             return (WaitKind::None, 0);
         }
         let kind = WaitKind::from_u8(self.wait_kind.load(Ordering::Relaxed));
@@ -456,36 +390,13 @@ impl Ready {
 
     /// A waker for the wait that the fiber has begun, for the worker that sets its timer.
     pub(crate) fn waker_of_current_wait(&self) -> Waker {
-        let generation = self.state.load(Ordering::Relaxed) >> GENERATION_SHIFT;
-        Waker { fiber: self.to_reference(), generation }
+        Waker { fiber: self.to_reference(), generation: self.state.generation() }
     }
 
     /// Called by the worker once the fiber has switched away with [`Suspend::Wait`]: from now on whoever ends the wait has the
     /// fiber in hand. Gives it back if the wait has ended meanwhile.
     pub(crate) fn park(self) -> Option<Self> {
-        let state = self.state.load(Ordering::Relaxed);
-        if (state & STANDING_MASK) != WAITING {
-            return Some(self);
-        }
-        let wait = state & !(STANDING_MASK | REASON_MASK);
-        if !self.interruptible.get() {
-            let parked =
-                self.state.compare_exchange(state, wait | PARKED, Ordering::AcqRel, Ordering::Acquire);
-            return parked.is_err().then_some(self);
-        }
-        // Once it is parked, somebody else may run it to its end.
-        let inner = self.to_reference();
-        let parked = wait | PARKED | INTERRUPTIBLE;
-        if inner.state.compare_exchange(state, parked, Ordering::SeqCst, Ordering::Acquire).is_err() {
-            return Some(self);
-        }
-        // A `cancel` may have come after the fiber's own look at the flag and have found it not yet parked. Why one of the two
-        // sees the other: see `cancel`.
-        let cancelled = inner.cancelled.load(Ordering::SeqCst);
-        let woken = wait | (Wake::Cancelled.bits() << REASON_SHIFT) | RUNNING;
-        let taken_back = cancelled
-            && inner.state.compare_exchange(parked, woken, Ordering::AcqRel, Ordering::Relaxed).is_ok();
-        taken_back.then_some(self)
+        (!self.state.park()).then_some(self)
     }
 }
 
@@ -639,11 +550,7 @@ impl<'a> Current<'a> {
         let inner = self.inner;
         inner.wait_kind.store(kind as u8, Ordering::Relaxed);
         inner.wait_detail.store(detail, Ordering::Relaxed);
-        // Only the fiber itself leaves the running state, so nobody else writes the word now.
-        let generation = (inner.state.load(Ordering::Relaxed) >> GENERATION_SHIFT) + 1;
-        // Whoever gets a waker of this wait gets it after this store, and by a hand-over that orders the two.
-        inner.state.store((generation << GENERATION_SHIFT) | WAITING, Ordering::Release);
-        Wait { current: self, generation }
+        Wait { current: self, generation: inner.state.begin() }
     }
 
     /// Goes to the end of the run queue.
@@ -697,7 +604,7 @@ impl Wait<'_> {
     /// Suspends the fiber.
     #[inline]
     pub fn block(self, deadline: Option<Instant>) -> Wake {
-        self.suspend(deadline, false)
+        self.suspend(deadline)
     }
 
     /// As [`Wait::block`], but cancelling the fiber ends it with [`Wake::Cancelled`], and the deadline of an enclosing
@@ -710,55 +617,45 @@ impl Wait<'_> {
     /// leave the others of its worker their turn.
     #[inline]
     pub fn block_interruptible(self, deadline: Option<Instant>) -> Wake {
-        let inner = self.current.inner;
-        let limits = inner.limits.get();
-        // Relaxed: `park` looks again.
-        if !limits.shielded && inner.cancelled.load(Ordering::Relaxed) {
-            return self.end_at_once(Wake::Cancelled);
+        let limits = self.current.inner.limits.get();
+        let scope_end = limits.deadline.filter(|end| deadline.is_none_or(|deadline| *end < deadline));
+        let state = &self.current.inner.state;
+        if !limits.shielded
+            && let Some(wake) = state.listen(self.generation)
+        {
+            return self.over_at_once(wake);
         }
-        match limits.deadline {
-            Some(end) if deadline.is_none_or(|deadline| end < deadline) => {
-                if Instant::now() >= end {
-                    return self.end_at_once(Wake::Expired);
-                }
-                match self.suspend(Some(end), !limits.shielded) {
-                    Wake::TimedOut => Wake::Expired,
-                    wake => wake,
-                }
-            }
-            _ => self.suspend(deadline, !limits.shielded),
+        if scope_end.is_some_and(|end| Instant::now() >= end) {
+            let wake = state.end(self.generation, Wake::Expired);
+            return self.over_at_once(wake);
+        }
+        match self.suspend(scope_end.or(deadline)) {
+            Wake::TimedOut if scope_end.is_some() => Wake::Expired,
+            wake => wake,
         }
     }
 
-    #[cold]
-    fn end_at_once(self, reason: Wake) -> Wake {
-        let inner = self.current.inner;
-        if inner.wake(self.generation, reason) {
+    fn over_at_once(self, wake: Wake) -> Wake {
+        if matches!(wake, Wake::Cancelled | Wake::Expired) {
             self.current.yield_now();
-            return reason;
         }
-        // A waker was faster: whoever fired it counts on being heard.
-        Wake::from_bits((inner.state.load(Ordering::Acquire) & REASON_MASK) >> REASON_SHIFT)
+        wake
     }
 
     #[inline(always)]
-    fn suspend(self, deadline: Option<Instant>, interruptible: bool) -> Wake {
+    fn suspend(self, deadline: Option<Instant>) -> Wake {
         let inner = self.current.inner;
-        inner.interruptible.set(interruptible);
-        if (inner.state.load(Ordering::Acquire) & STANDING_MASK) == WAITING {
-            // SAFETY: `Current` exists only inside the fiber that it names.
-            unsafe { inner.suspend(Suspend::Wait { deadline }) };
+        if let Some(wake) = inner.state.outcome() {
+            return wake;
         }
-        let state = inner.state.load(Ordering::Acquire);
-        debug_assert_eq!(state & STANDING_MASK, RUNNING);
-        Wake::from_bits((state & REASON_MASK) >> REASON_SHIFT)
+        // SAFETY: `Current` exists only inside the fiber that it names.
+        unsafe { inner.suspend(Suspend::Wait { deadline }) };
+        inner.state.outcome().expect("a worker runs a fiber again when its wait has ended")
     }
 
     /// Ends the wait without waiting. Says whether a waker had fired already.
     pub fn abandon(self) -> bool {
-        let running = (self.generation << GENERATION_SHIFT) | RUNNING;
-        let before = self.current.inner.state.swap(running, Ordering::AcqRel);
-        (before & STANDING_MASK) == RUNNING
+        self.current.inner.state.abandon(self.generation)
     }
 }
 

@@ -4,11 +4,10 @@
 //! reason of its own; the caller of the wait turns that into an error, and the code in the fiber returns it as any other.
 //!
 //! The deadline and the shield are the fiber's own and need no synchronisation: only `cancel` reaches in from outside (see
-//! `Inner::cancel` in fiber.rs for how it meets a fiber that is about to wait).
+//! `State::listen` for how it meets a fiber that is about to wait).
 
 use crate::context::with_current;
 use crate::fiber::{Current, Inner, Wake};
-use core::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// Why waits of a fiber end before their time.
@@ -130,7 +129,7 @@ fn with_limits<T>(change: impl FnOnce(&mut Limits), f: impl FnOnce() -> T) -> T 
 /// # Blocking
 /// Never.
 pub fn is_cancelled() -> bool {
-    with_current(|current| current.is_some_and(|current| current.inner().cancelled.load(Ordering::Acquire)))
+    with_current(|current| current.is_some_and(|current| current.inner().state.is_cancelled()))
 }
 
 impl Current<'_> {
@@ -138,7 +137,7 @@ impl Current<'_> {
     /// begin instead. A [`shield`] hides what is around it.
     pub fn interruption(self) -> Option<Interrupt> {
         let limits = self.inner().limits.get();
-        if !limits.shielded && self.inner().cancelled.load(Ordering::Acquire) {
+        if !limits.shielded && self.inner().state.is_cancelled() {
             return Some(Interrupt::Cancelled);
         }
         let deadline = limits.deadline?;

@@ -40,6 +40,7 @@ mod register;
 mod scheduler;
 mod scope;
 mod stack;
+mod state;
 pub mod sys;
 mod task;
 mod timer;
