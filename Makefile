@@ -5,7 +5,7 @@ PROGRAMS = kvserver kvctl test_hook test_iomanager test_scheduler simple_stress_
 
 all:
 	cargo build --release --workspace
-	mkdir -p bin && cp $(addprefix target/release/,$(PROGRAMS)) target/release/libsquall_hook.so bin/
+	mkdir -p bin && cp $(addprefix target/release/,$(PROGRAMS)) target/release/libsquall_preload.so bin/
 
 run:
 	cargo run --release

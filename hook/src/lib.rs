@@ -1,7 +1,8 @@
 //! The libc calls that would block a thread, interposed so that they suspend a fiber.
 //!
 //! Link this crate (`use squall_hook as _;` is enough) and std, and every crate on top of it, runs on fibers: `std::net`,
-//! `std::thread::sleep`, `std::sync`, channels, parking_lot. The same code builds as `libsquall_hook.so` for `LD_PRELOAD`.
+//! `std::thread::sleep`, `std::sync`, channels, parking_lot. `squall-preload` is the same as `libsquall_preload.so`, for
+//! `LD_PRELOAD`.
 //!
 //! Outside a fiber a hook is one thread-local read and a jump to libc. Inside, it calls the fiber's [`Os`]: the real one tries
 //! without blocking and waits in the reactor, another can be attached to a scheduler. Return values and errno are what the

@@ -1,4 +1,4 @@
-//! `libsquall_hook.so` under `LD_PRELOAD` leaves ordinary programs as they are: the same output, the same errors, the same exit
+//! `libsquall_preload.so` under `LD_PRELOAD` leaves ordinary programs as they are: the same output, the same errors, the same exit
 //! status. None of them runs a fiber, so every hook must pass through.
 
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 fn library() -> Option<PathBuf> {
     let program = std::env::current_exe().expect("this program has a path");
     let folder = program.parent().expect("it is in a folder");
-    [folder.join("libsquall_hook.so"), folder.join("../libsquall_hook.so")]
+    [folder.join("libsquall_preload.so"), folder.join("../libsquall_preload.so")]
         .into_iter()
         .filter_map(|path| Some((path.metadata().ok()?.modified().ok()?, path)))
         .max()
@@ -27,7 +27,7 @@ fn run(program: &str, arguments: &[&str], preload: Option<&Path>) -> std::io::Re
 /// Runs the program with and without the library, and compares. Skips, visibly, what is not installed.
 fn unchanged(program: &str, arguments: &[&str]) {
     let Some(library) = library() else {
-        eprintln!("skipped: cargo has not built libsquall_hook.so for this run");
+        eprintln!("skipped: cargo has not built libsquall_preload.so for this run");
         return;
     };
     let Ok(plain) = run(program, arguments, None) else {
@@ -48,11 +48,11 @@ fn unchanged(program: &str, arguments: &[&str]) {
 #[test]
 fn the_library_is_really_loaded() {
     let Some(library) = library() else {
-        eprintln!("skipped: cargo has not built libsquall_hook.so for this run");
+        eprintln!("skipped: cargo has not built libsquall_preload.so for this run");
         return;
     };
     let output = run("cat", &["/proc/self/maps"], Some(&library)).expect("cat is everywhere");
-    assert!(String::from_utf8_lossy(&output.stdout).contains("libsquall_hook.so"));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("libsquall_preload.so"));
 }
 
 #[test]
