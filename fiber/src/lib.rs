@@ -41,6 +41,7 @@ mod scheduler;
 mod scope;
 mod stack;
 mod state;
+pub mod sync;
 pub mod sys;
 mod task;
 mod timer;

@@ -42,20 +42,13 @@ pub(crate) fn futex_wait(word: &AtomicU32, expected: u32, timeout: Option<Durati
     }
 }
 
-/// Wakes at most `count` threads that sleep in [`futex_wait`] on `word`.
-pub(crate) fn futex_wake(word: &AtomicU32, count: u32) {
+/// Wakes at most `count` threads that sleep in [`futex_wait`] on `word`, which need not exist any more.
+pub(crate) fn futex_wake(word: *const AtomicU32, count: u32) {
     // SAFETY: waking touches no memory of ours; the address is only a key.
     unsafe {
         raw_syscall(
             libc::SYS_futex,
-            [
-                word.as_ptr() as i64,
-                (libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG) as i64,
-                count as i64,
-                0,
-                0,
-                0,
-            ],
+            [word as i64, (libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG) as i64, count as i64, 0, 0, 0],
         );
     }
 }
