@@ -45,6 +45,11 @@ impl BufferMut {
         self.len() == 0
     }
 
+    /// Where it is: for the kernel, which judges it. Null and beyond are possible.
+    pub(crate) fn start(&self) -> *mut core::ffi::c_void {
+        self.0.iov_base
+    }
+
     /// The memory.
     pub fn as_mut_slice(&mut self) -> &mut [MaybeUninit<u8>] {
         if self.is_empty() {
@@ -72,6 +77,11 @@ impl Buffer {
     /// Whether it has no bytes.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Where it is: for the kernel, which judges it. Null and beyond are possible.
+    pub(crate) fn start(&self) -> *const core::ffi::c_void {
+        self.0.iov_base
     }
 
     /// The memory.
@@ -176,6 +186,36 @@ pub trait Os: Send + Sync {
         message: &mut libc::msghdr,
         flags: i32,
     ) -> Result<usize>;
+    /// `recvmmsg`, at least one message: with MSG_WAITFORONE waits for the first only, and without for all, but looks after each whether
+    /// `timeout` is over. That does not cut a wait short.
+    fn receive_messages(
+        &self,
+        current: Current<'_>,
+        fd: RawFd,
+        messages: &mut [libc::mmsghdr],
+        flags: i32,
+        timeout: Option<Duration>,
+    ) -> Result<usize> {
+        let limit = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        let mut each = flags & !libc::MSG_WAITFORONE;
+        let mut received = 0;
+        for message in messages {
+            match self.receive_message(current, fd, &mut message.msg_hdr, each) {
+                Ok(size) => message.msg_len = size as u32,
+                // The error comes again with the next call.
+                Err(_) if received > 0 => break,
+                Err(errno) => return Err(errno),
+            }
+            received += 1;
+            if limit.is_some_and(|limit| limit <= Instant::now()) {
+                break;
+            }
+            if (flags & libc::MSG_WAITFORONE) != 0 {
+                each |= libc::MSG_DONTWAIT;
+            }
+        }
+        Ok(received)
+    }
     /// `sendmsg`.
     fn send_message(
         &self,

@@ -135,7 +135,6 @@ impl Waiters {
 
 #[derive(Default)]
 struct State {
-    generation: u32,
     /// Invariant: `Some` while anybody waits. May name a reactor that has just ended, until `leave_reactor` has come by.
     registered_with: Option<Arc<Reactor>>,
     waiters: [Waiters; 2],
@@ -148,6 +147,8 @@ struct State {
 #[repr(align(128))]
 pub struct Slot {
     fd: RawFd,
+    /// Counts the owners that the number has had. Written by holders of the state's lock.
+    generation: AtomicU32,
     /// Written by holders of the state's lock.
     edges: [AtomicU32; 2],
     /// The count of read edges at which a read left nothing behind. 0 is never.
@@ -204,6 +205,7 @@ fn allocate_chunk(chunk: &AtomicPtr<Slot>, first_fd: usize) -> *mut Slot {
     let slots: Box<[Slot]> = (first_fd..first_fd + CHUNK)
         .map(|fd| Slot {
             fd: fd as RawFd,
+            generation: AtomicU32::new(0),
             edges: [AtomicU32::new(0), AtomicU32::new(0)],
             drained_at: AtomicU32::new(0),
             has_end: AtomicBool::new(false),
@@ -231,6 +233,13 @@ impl Slot {
     #[inline]
     pub fn edges(&self, direction: Direction) -> u32 {
         self.edges[direction as usize].load(Ordering::Acquire)
+    }
+
+    /// Which of the number's successive owners it has now. A wake-up may come to run only when the descriptor that it was for has been
+    /// closed and its number given out anew: whoever has waited compares.
+    #[inline]
+    pub fn generation(&self) -> u32 {
+        self.generation.load(Ordering::Acquire)
     }
 
     /// Notes that a read, before which the count of read edges was `seen_edges`, has left the descriptor empty.
@@ -386,7 +395,7 @@ impl Slot {
             return Ok(());
         }
         let reactor = reactor().ok_or_else(|| io::Error::from_raw_os_error(libc::ENOSYS))?;
-        reactor.register(self.fd, state.generation)?;
+        reactor.register(self.fd, self.generation())?;
         state.registered_with = Some(reactor);
         Ok(())
     }
@@ -433,7 +442,7 @@ impl Slot {
         let mut fired = [Waiters::default(), Waiters::default()];
         {
             let mut state = self.state.lock();
-            if state.generation != generation {
+            if self.generation() != generation {
                 return;
             }
             if is_end {
@@ -455,6 +464,7 @@ impl Slot {
     fn forget(&self) {
         let waiters = {
             let mut state = self.state.lock();
+            self.generation.store(self.generation().wrapping_add(1), Ordering::Release);
             self.note.store(0, Ordering::Relaxed);
             self.drained_at.store(0, Ordering::Relaxed);
             self.has_end.store(false, Ordering::Relaxed);
@@ -467,7 +477,6 @@ impl Slot {
                 // Not left to close(): a duplicate would keep the registration alive, and nobody could end it any more.
                 reactor.deregister(self.fd);
             }
-            state.generation = state.generation.wrapping_add(1);
             Direction::BOTH.into_iter().for_each(|direction| self.count_edge(direction));
             [state.waiters[0].take(), state.waiters[1].take()]
         };

@@ -2,7 +2,7 @@
 
 use super::kind::{self, Kind};
 use super::poll::is_ready;
-use super::socket::{VectorWindow, send_all, send_on_socket};
+use super::socket::{VectorWindow, retry_receive, send_all, send_on_socket, total};
 use super::wait::{is_nonblocking, retry, retry_stream};
 use super::window::without_blocking;
 use crate::errno::{Errno, Result, check};
@@ -12,13 +12,32 @@ use core::ffi::c_int;
 use squall_iomanager::descriptor::{Direction, Slot};
 use std::os::fd::RawFd;
 
+/// What the kernel refuses to read or write more than, at once.
+const SIZE_MAX: usize = isize::MAX as usize;
+
 /// As much as a pipe that polls writable is sure to take.
 const PIPE_BUF: usize = 4096;
 
 pub(super) fn read(fd: RawFd, buffers: &mut [BufferMut]) -> Result<usize> {
+    match read_as_known(fd, buffers) {
+        Err(Errno::NOTSOCK) => {
+            notice_successor(fd);
+            read_as_known(fd, buffers)
+        }
+        answer => answer,
+    }
+}
+
+/// A socket's number stands for something else: it was closed past the hooks (`fclose` does that) and given out past them (`open`).
+#[cold]
+fn notice_successor(fd: RawFd) {
+    super::forget(fd);
+}
+
+fn read_as_known(fd: RawFd, buffers: &mut [BufferMut]) -> Result<usize> {
     let vectors: *mut libc::iovec = buffers.as_mut_ptr().cast();
     let count = buffers.len() as c_int;
-    let wants_nothing = buffers.iter().all(BufferMut::is_empty);
+    let size = total(buffers.iter().map(BufferMut::len));
     let direct = || {
         // SAFETY: a BufferMut has the layout of an iovec, and its memory is the caller's.
         check(unsafe {
@@ -30,8 +49,8 @@ pub(super) fn read(fd: RawFd, buffers: &mut [BufferMut]) -> Result<usize> {
         })
     };
     match kind::pollable(fd) {
-        // Reading nothing never waits, on sockets neither, unlike receiving nothing.
-        _ if wants_nothing => direct(),
+        // Reading nothing never waits, on sockets neither, unlike receiving nothing. Nor does reading more than there can be.
+        _ if size == 0 || size > SIZE_MAX => direct(),
         Some((kind, slot)) if kind.is_socket() => {
             let attempt = || {
                 // SAFETY: as above.
@@ -46,16 +65,17 @@ pub(super) fn read(fd: RawFd, buffers: &mut [BufferMut]) -> Result<usize> {
                 })
             };
             if kind::short_count_is_conclusive(kind) {
-                retry_stream(fd, slot, buffers.iter().map(BufferMut::len).sum(), attempt)
+                retry_stream(fd, slot, size, attempt)
             } else {
-                retry(fd, slot, Direction::Read, attempt)
+                retry_receive(fd, kind, slot, attempt)
             }
         }
         Some((kind, slot)) => retry(fd, slot, Direction::Read, || {
-            if kind == Kind::NoWait {
+            if matches!(kind, Kind::NoWait | Kind::Anonymous) {
                 // SAFETY: as above; offset -1 means "where the file stands".
                 match check(unsafe { real::preadv2(fd, vectors, count, -1, libc::RWF_NOWAIT) }) {
-                    Err(Errno::OPNOTSUPP) => slot.set_note(Kind::PollFirst as u8),
+                    Err(Errno::OPNOTSUPP) if kind == Kind::NoWait => slot.set_note(Kind::PollFirst as u8),
+                    Err(Errno::OPNOTSUPP) => {}
                     answer => return answer,
                 }
             }
@@ -66,9 +86,19 @@ pub(super) fn read(fd: RawFd, buffers: &mut [BufferMut]) -> Result<usize> {
 }
 
 pub(super) fn write(fd: RawFd, buffers: &[Buffer]) -> Result<usize> {
+    match write_as_known(fd, buffers) {
+        Err(Errno::NOTSOCK) => {
+            notice_successor(fd);
+            write_as_known(fd, buffers)
+        }
+        answer => answer,
+    }
+}
+
+fn write_as_known(fd: RawFd, buffers: &[Buffer]) -> Result<usize> {
     let vectors: *const libc::iovec = buffers.as_ptr().cast();
     let count = buffers.len() as c_int;
-    let size: usize = buffers.iter().map(Buffer::len).sum();
+    let size = total(buffers.iter().map(Buffer::len));
     let direct = || {
         // SAFETY: a Buffer has the layout of an iovec, and its memory is the caller's.
         check(unsafe {
@@ -80,15 +110,15 @@ pub(super) fn write(fd: RawFd, buffers: &[Buffer]) -> Result<usize> {
         })
     };
     match kind::pollable(fd) {
+        _ if size > SIZE_MAX => direct(),
         Some((kind, slot)) if kind.is_socket() => {
             let mut window = VectorWindow::new();
-            send_on_socket(fd, kind, slot, size, |sent, flags| {
+            send_on_socket(fd, kind, slot, buffers.len(), size, |sent, flags| {
                 // SAFETY: the vectors are the caller's, or a window into them.
                 check(unsafe {
                     if count == 1 {
                         let rest = buffers[0].skip(sent);
-                        let bytes = rest.as_slice();
-                        real::send(fd, bytes.as_ptr().cast(), bytes.len(), flags)
+                        real::send(fd, rest.start(), rest.len(), flags)
                     } else {
                         let mut message: libc::msghdr = core::mem::zeroed();
                         (message.msg_iov, message.msg_iovlen) = (vectors.cast_mut(), count as _);
@@ -100,6 +130,10 @@ pub(super) fn write(fd: RawFd, buffers: &[Buffer]) -> Result<usize> {
                     }
                 })
             })
+        }
+        // What an eventfd says of its room is about a value of 1.
+        Some((Kind::Anonymous, slot)) if !is_nonblocking(fd)? => {
+            retry(fd, slot, Direction::Write, || without_blocking(fd, direct)?)
         }
         Some((kind, slot)) if size > 0 && !is_nonblocking(fd)? => {
             write_waitable(fd, kind, slot, buffers, size)
@@ -116,7 +150,10 @@ fn write_waitable(fd: RawFd, kind: Kind, slot: &Slot, buffers: &[Buffer], size: 
     send_all(fd, kind, slot, size, |sent| {
         let (start, count) = window.after(iovecs(buffers), sent);
         if kind == Kind::NoWait {
-            // SAFETY: the window points into the caller's buffers; offset -1 means "where the file stands".
+            // All of them at first: what is short enough for a pipe goes in one piece, whatever pieces it comes in.
+            let whole = (buffers.as_ptr().cast::<libc::iovec>(), buffers.len());
+            let (start, count) = if sent == 0 { whole } else { (start.cast_const(), count) };
+            // SAFETY: the vectors are the caller's, or a window into them; offset -1 means "where the file stands".
             match check(unsafe { real::pwritev2(fd, start, count as c_int, -1, libc::RWF_NOWAIT) }) {
                 Err(Errno::OPNOTSUPP) => {
                     kind = Kind::PollFirst;
@@ -163,8 +200,5 @@ pub(super) fn send_file(
 }
 
 fn iovecs(buffers: &[Buffer]) -> impl Iterator<Item = libc::iovec> {
-    buffers.iter().map(|buffer| {
-        let bytes = buffer.as_slice();
-        libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() }
-    })
+    buffers.iter().map(|buffer| libc::iovec { iov_base: buffer.start().cast_mut(), iov_len: buffer.len() })
 }

@@ -1,7 +1,7 @@
 //! What kind of thing a descriptor is, which decides how it is tried without blocking. Cached in the descriptor table, which
 //! forgets it when the descriptor is closed or its number is given out anew.
 
-use crate::errno::{Errno, check_int};
+use crate::errno::{Errno, Result, check_int};
 use crate::real;
 use core::ffi::c_int;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -23,11 +23,19 @@ pub(crate) enum Kind {
     /// A file, a directory, the standard streams, or nothing at all: called as it is. The standard streams are shared with
     /// the shell and with children, and must stay usable from a panic: they never suspend a fiber.
     Direct = 5,
+    /// A datagram socket.
+    Datagram = 6,
+    /// A datagram socket whose reading side was shut down: whoever waits to receive is told of the end, whoever does not, is not.
+    EndedDatagram = 7,
+    /// A stream socket with a low-water mark (SO_RCVLOWAT): a receive waits for that much.
+    LowWater = 8,
+    /// An eventfd or another file without a place in any file system: as `NoWait`, but writable may mean too little room.
+    Anonymous = 9,
 }
 
 impl Kind {
     pub(crate) fn is_socket(self) -> bool {
-        matches!(self, Kind::Socket | Kind::Tcp)
+        matches!(self, Kind::Socket | Kind::Tcp | Kind::Datagram | Kind::EndedDatagram | Kind::LowWater)
     }
 }
 
@@ -41,6 +49,10 @@ pub(crate) fn pollable(fd: RawFd) -> Option<(Kind, &'static Slot)> {
         3 => Kind::NoWait,
         4 => Kind::PollFirst,
         5 => Kind::Direct,
+        6 => Kind::Datagram,
+        7 => Kind::EndedDatagram,
+        8 => Kind::LowWater,
+        9 => Kind::Anonymous,
         _ => {
             let kind = look(fd)?;
             slot.set_note(kind as u8);
@@ -54,6 +66,22 @@ pub(crate) fn pollable(fd: RawFd) -> Option<(Kind, &'static Slot)> {
 #[inline]
 pub(crate) fn socket(fd: RawFd) -> Option<(Kind, &'static Slot)> {
     pollable(fd).filter(|(kind, _)| kind.is_socket())
+}
+
+/// A descriptor's kind has to be found out again: what it depends on was changed.
+pub(crate) fn changed(fd: RawFd) {
+    if let Some(slot) = descriptor::known_slot(fd) {
+        slot.set_note(0);
+    }
+}
+
+/// The reading side of a descriptor was shut down.
+pub(crate) fn reading_ended(fd: RawFd) {
+    if option(fd, libc::SO_TYPE) == Ok(libc::SOCK_DGRAM)
+        && let Some(slot) = descriptor::slot(fd)
+    {
+        slot.set_note(Kind::EndedDatagram as u8);
+    }
 }
 
 /// Some socket of this process has been given a setting under which short counts prove nothing. Others may share or inherit it, so
@@ -76,25 +104,18 @@ fn look(fd: RawFd) -> Option<Kind> {
     if fd <= 2 {
         return Some(Kind::Direct);
     }
-    let option = |option: c_int| {
-        let mut value: c_int = 0;
-        let mut length = size_of::<c_int>() as libc::socklen_t;
-        // SAFETY: the option fills an int of the length given.
-        check_int(unsafe {
-            real::getsockopt(fd, libc::SOL_SOCKET, option, (&raw mut value).cast(), &mut length)
-        })
-        .map(|_| value)
-    };
-    match option(libc::SO_PROTOCOL) {
-        Ok(libc::IPPROTO_TCP) => {
-            // A raw socket may name the protocol, too. And with a low-water mark, what is below it makes no edge.
-            let is_plain =
-                option(libc::SO_TYPE) == Ok(libc::SOCK_STREAM) && option(libc::SO_RCVLOWAT) == Ok(1);
-            return Some(if is_plain { Kind::Tcp } else { Kind::Socket });
+    match option(fd, libc::SO_TYPE) {
+        Ok(libc::SOCK_STREAM) => {
+            // What is below a low-water mark makes no edge. A family that does not know the option has no mark.
+            return Some(match option(fd, libc::SO_RCVLOWAT) {
+                Ok(mark) if mark > 1 => Kind::LowWater,
+                _ if option(fd, libc::SO_PROTOCOL) == Ok(libc::IPPROTO_TCP) => Kind::Tcp,
+                _ => Kind::Socket,
+            });
         }
+        Ok(libc::SOCK_DGRAM) => return Some(Kind::Datagram),
         Err(Errno::NOTSOCK) => {}
         Err(Errno::BADF) => return None,
-        // Another protocol, or a family that does not know the option.
         Ok(_) | Err(_) => return Some(Kind::Socket),
     }
     let mut stat = core::mem::MaybeUninit::<libc::stat>::uninit();
@@ -107,6 +128,17 @@ fn look(fd: RawFd) -> Option<Kind> {
     };
     Some(match mode & libc::S_IFMT {
         libc::S_IFREG | libc::S_IFDIR | libc::S_IFBLK => Kind::Direct,
+        0 => Kind::Anonymous,
         _ => Kind::NoWait,
     })
+}
+
+fn option(fd: RawFd, option: c_int) -> Result<c_int> {
+    let mut value: c_int = 0;
+    let mut length = size_of::<c_int>() as libc::socklen_t;
+    // SAFETY: the option fills an int of the length given.
+    check_int(unsafe {
+        real::getsockopt(fd, libc::SOL_SOCKET, option, (&raw mut value).cast(), &mut length)
+    })?;
+    Ok(value)
 }

@@ -78,6 +78,17 @@ impl Os for RealOs {
         socket::receive_message(fd, message, flags)
     }
 
+    fn receive_messages(
+        &self,
+        _: Current<'_>,
+        fd: RawFd,
+        messages: &mut [libc::mmsghdr],
+        flags: i32,
+        timeout: Option<Duration>,
+    ) -> Result<usize> {
+        socket::receive_messages(fd, messages, flags, timeout)
+    }
+
     fn send_message(&self, _: Current<'_>, fd: RawFd, message: &libc::msghdr, flags: i32) -> Result<usize> {
         socket::send_message(fd, message, flags)
     }

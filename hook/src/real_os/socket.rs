@@ -1,7 +1,7 @@
 //! Receiving and sending on sockets.
 
 use super::kind::{self, Kind};
-use super::poll::{has_error, is_ended};
+use super::poll::{has_error, is_ended, is_ready};
 use super::wait::{Waiting, is_nonblocking, retry, retry_stream};
 use crate::errno::{Errno, Result, check};
 use crate::os::{AddressMut, Buffer, BufferMut};
@@ -9,26 +9,24 @@ use crate::real;
 use core::ffi::c_int;
 use squall_iomanager::descriptor::{Direction, Slot};
 use std::os::fd::RawFd;
+use std::time::{Duration, Instant};
 
-pub(super) fn receive(
-    fd: RawFd,
-    mut buffer: BufferMut,
-    flags: c_int,
-    from: Option<AddressMut>,
-) -> Result<usize> {
+/// Linux's `UIO_MAXIOV`.
+const VECTORS_MAX: usize = 1024;
+
+pub(super) fn receive(fd: RawFd, buffer: BufferMut, flags: c_int, from: Option<AddressMut>) -> Result<usize> {
     let (mut address, mut length) = (core::ptr::null_mut(), core::ptr::null_mut());
     if let Some(from) = &from {
         (address, length) = (from.address, from.length);
     }
-    let room = buffer.as_mut_slice();
-    let (start, size) = (room.as_mut_ptr(), room.len());
+    let (start, size) = (buffer.start(), buffer.len());
     let attempt = |offset: usize, flags| {
         // SAFETY: `start..start+size` is the caller's buffer and `offset` at most `size`; the address is the caller's, too.
         check(unsafe {
             if address.is_null() {
-                real::recv(fd, start.add(offset).cast(), size - offset, flags)
+                real::recv(fd, start.wrapping_byte_add(offset), size - offset, flags)
             } else {
-                real::recvfrom(fd, start.add(offset).cast(), size - offset, flags, address, length)
+                real::recvfrom(fd, start.wrapping_byte_add(offset), size - offset, flags, address, length)
             }
         })
     };
@@ -36,7 +34,7 @@ pub(super) fn receive(
 }
 
 pub(super) fn receive_message(fd: RawFd, message: &mut libc::msghdr, flags: c_int) -> Result<usize> {
-    let size = vectors(message).map(|vector| vector.iov_len).sum();
+    let size = total(vectors(message).map(|vector| vector.iov_len));
     let mut vectors_left = VectorWindow::new();
     receive_with(fd, size, flags, |offset, flags| {
         if offset == 0 {
@@ -53,6 +51,49 @@ pub(super) fn receive_message(fd: RawFd, message: &mut libc::msghdr, flags: c_in
     })
 }
 
+pub(super) fn receive_messages(
+    fd: RawFd,
+    messages: &mut [libc::mmsghdr],
+    flags: c_int,
+    timeout: Option<Duration>,
+) -> Result<usize> {
+    let limit = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+    let wait_for_one = (flags & libc::MSG_WAITFORONE) != 0;
+    let flags = flags & !libc::MSG_WAITFORONE;
+    let mut received = 0;
+    loop {
+        let rest = &mut messages[received..];
+        let flags = if wait_for_one && received > 0 { flags | libc::MSG_DONTWAIT } else { flags };
+        let is_empty = vectors(&rest[0].msg_hdr).all(|vector| vector.iov_len == 0);
+        let answer = if (flags & libc::MSG_WAITALL) != 0 || is_empty {
+            receive_message(fd, &mut rest[0].msg_hdr, flags).map(|size| {
+                rest[0].msg_len = size as u32;
+                1
+            })
+        } else {
+            // The time is looked at after each message. Without a limit to it the kernel gives as many as there are.
+            let room = if limit.is_some() { 1 } else { rest.len() };
+            receive_with(fd, room, flags, |_, flags| {
+                // SAFETY: so many of the caller's messages.
+                let count =
+                    unsafe { real::recvmmsg(fd, rest.as_mut_ptr(), room as _, flags, core::ptr::null_mut()) };
+                check(count as isize)
+            })
+        };
+        match answer {
+            Ok(count) => received += count,
+            // The time was up, or nobody wanted to wait for more.
+            Err(_) if received > 0 => return Ok(received),
+            Err(errno) => return Err(errno),
+        }
+        let is_over = limit.is_some_and(|limit| limit <= Instant::now());
+        // Another try would take an error that comes behind these messages, which is for the next call.
+        if received == messages.len() || is_over || has_error(fd) {
+            return Ok(received);
+        }
+    }
+}
+
 /// The receiving calls: `attempt(offset, flags)` receives into what is behind `offset`.
 fn receive_with(
     fd: RawFd,
@@ -67,13 +108,16 @@ fn receive_with(
     if (flags & libc::MSG_DONTWAIT) != 0 {
         return attempt(0, flags);
     }
-    // The error queue never makes anybody wait.
-    if (flags & libc::MSG_ERRQUEUE) != 0 {
+    // Neither the error queue nor urgent data makes anybody wait.
+    if (flags & (libc::MSG_ERRQUEUE | libc::MSG_OOB)) != 0 {
         return attempt(0, flags);
     }
     let try_flags = flags | libc::MSG_DONTWAIT;
-    if (flags & libc::MSG_WAITALL) == 0 || !is_stream(fd) {
-        let answer = retry(fd, slot, Direction::Read, || attempt(0, try_flags));
+    let peek = (flags & libc::MSG_PEEK) != 0;
+    // Unix sockets do not wait for more to peek at.
+    let collects = (flags & libc::MSG_WAITALL) != 0 && is_stream(fd) && (!peek || is_tcp(fd));
+    if !collects {
+        let answer = retry_receive(fd, kind, slot, || attempt(0, try_flags));
         // Linux's TCP waits also for the chance to receive nothing, but when the time for that is up answers 0.
         if size == 0 && answer == Err(Errno::AGAIN) && is_tcp(fd) && !is_nonblocking(fd)? {
             return Ok(0);
@@ -81,8 +125,7 @@ fn receive_with(
         return answer;
     }
     // The kernel drops MSG_WAITALL when told not to wait, so the pieces are collected here.
-    let peek = (flags & libc::MSG_PEEK) != 0;
-    let mut waiting = Waiting::new(fd, Direction::Read);
+    let mut waiting = Waiting::new(fd, slot, Direction::Read);
     let mut received = 0;
     loop {
         let seen_edges = slot.edges(Direction::Read);
@@ -118,17 +161,48 @@ fn receive_with(
     }
 }
 
+/// [`retry`] for a receive that is content with what there is, on any kind of socket.
+#[inline]
+pub(super) fn retry_receive(
+    fd: RawFd,
+    kind: Kind,
+    slot: &Slot,
+    mut attempt: impl FnMut() -> Result<usize>,
+) -> Result<usize> {
+    match kind {
+        Kind::LowWater => retry_above_low_water(fd, slot, attempt),
+        // The kernel tells the end only to those that wait.
+        Kind::EndedDatagram => match attempt() {
+            Err(Errno::AGAIN) if !is_nonblocking(fd)? => Ok(0),
+            answer => answer,
+        },
+        _ => retry(fd, slot, Direction::Read, attempt),
+    }
+}
+
+/// An attempt takes less than the mark, too, so it must not be made before polling finds that much, or the time is up.
+#[cold]
+fn retry_above_low_water(
+    fd: RawFd,
+    slot: &Slot,
+    mut attempt: impl FnMut() -> Result<usize>,
+) -> Result<usize> {
+    let answer = retry(fd, slot, Direction::Read, || {
+        if is_ready(fd, Direction::Read) { attempt() } else { Err(Errno::AGAIN) }
+    });
+    if answer == Err(Errno::AGAIN) { attempt() } else { answer }
+}
+
 pub(super) fn send(fd: RawFd, buffer: Buffer, flags: c_int, to: Option<&[u8]>) -> Result<usize> {
-    let bytes = buffer.as_slice();
-    send_with(fd, bytes.len(), flags, |offset, flags| {
-        let rest = &bytes[offset..];
-        // SAFETY: the slices are live; a missing address is null with length 0.
+    send_with(fd, 1, buffer.len(), flags, |offset, flags| {
+        let rest = buffer.skip(offset);
+        // SAFETY: the kernel judges the caller's buffer and address.
         check(unsafe {
             match to {
-                None => real::send(fd, rest.as_ptr().cast(), rest.len(), flags),
+                None => real::send(fd, rest.start(), rest.len(), flags),
                 Some(to) => real::sendto(
                     fd,
-                    rest.as_ptr().cast(),
+                    rest.start(),
                     rest.len(),
                     flags,
                     to.as_ptr().cast(),
@@ -140,9 +214,9 @@ pub(super) fn send(fd: RawFd, buffer: Buffer, flags: c_int, to: Option<&[u8]>) -
 }
 
 pub(super) fn send_message(fd: RawFd, message: &libc::msghdr, flags: c_int) -> Result<usize> {
-    let size = vectors(message).map(|vector| vector.iov_len).sum();
+    let size = total(vectors(message).map(|vector| vector.iov_len));
     let mut vectors_left = VectorWindow::new();
-    send_with(fd, size, flags, |offset, flags| {
+    send_with(fd, message.msg_iovlen, size, flags, |offset, flags| {
         if offset == 0 {
             // SAFETY: the caller's message.
             return check(unsafe { real::sendmsg(fd, message, flags) });
@@ -156,9 +230,11 @@ pub(super) fn send_message(fd: RawFd, message: &libc::msghdr, flags: c_int) -> R
     })
 }
 
-/// The sending calls: `attempt(offset, flags)` sends what is behind `offset`. A blocking send on a stream sends everything.
+/// The sending calls: `attempt(offset, flags)` sends what is behind `offset` in `pieces` pieces of memory. A blocking send on a stream
+/// sends everything.
 fn send_with(
     fd: RawFd,
+    pieces: usize,
     size: usize,
     flags: c_int,
     mut attempt: impl FnMut(usize, c_int) -> Result<usize>,
@@ -170,17 +246,20 @@ fn send_with(
     // With other flags a count may be short for reasons of theirs.
     let is_plain = (flags & !(libc::MSG_NOSIGNAL | libc::MSG_MORE)) == 0;
     let kind = if is_plain { kind } else { Kind::Socket };
-    send_on_socket(fd, kind, slot, size, |sent, try_flags| attempt(sent, flags | try_flags))
+    send_on_socket(fd, kind, slot, pieces, size, |sent, try_flags| attempt(sent, flags | try_flags))
 }
 
-/// Calls `attempt(offset, flags)` until `size` bytes are sent, on a socket.
+/// Calls `attempt(offset, flags)` until `size` bytes in `pieces` pieces are sent, on a socket.
 pub(super) fn send_on_socket(
     fd: RawFd,
     kind: Kind,
     slot: &Slot,
+    pieces: usize,
     size: usize,
     mut attempt: impl FnMut(usize, c_int) -> Result<usize>,
 ) -> Result<usize> {
+    // An attempt that does not offer all the rest sends less without the buffer being full.
+    let kind = if pieces > VectorWindow::PIECES { Kind::Socket } else { kind };
     send_all(fd, kind, slot, size, |sent| {
         if sent == 0 {
             return attempt(0, libc::MSG_DONTWAIT);
@@ -202,7 +281,7 @@ pub(super) fn send_all(
     size: usize,
     mut attempt: impl FnMut(usize) -> Result<usize>,
 ) -> Result<usize> {
-    let mut waiting = Waiting::new(fd, Direction::Write);
+    let mut waiting = Waiting::new(fd, slot, Direction::Write);
     let mut sent = 0;
     loop {
         let seen_edges = slot.edges(Direction::Write);
@@ -247,19 +326,28 @@ fn socket_option(fd: RawFd, option: c_int) -> Option<c_int> {
     (result == 0).then_some(value)
 }
 
+/// The sum of lengths, of which the kernel refuses the impossible.
+pub(super) fn total(lengths: impl Iterator<Item = usize>) -> usize {
+    lengths.fold(0, usize::saturating_add)
+}
+
 fn vectors(message: &libc::msghdr) -> impl Iterator<Item = &libc::iovec> {
-    let count = if message.msg_iov.is_null() { 0 } else { message.msg_iovlen };
+    // With more of them the kernel refuses the call.
+    let is_possible = !message.msg_iov.is_null() && message.msg_iovlen <= VECTORS_MAX;
+    let count = if is_possible { message.msg_iovlen } else { 0 };
     // SAFETY: by the contract of the C calls, `msg_iov` points to `msg_iovlen` vectors; none if null.
     (0..count).map(|index| unsafe { &*message.msg_iov.add(index) })
 }
 
 /// What is left of a scattered buffer after some bytes, without touching the caller's vectors and without allocating: at most
 /// the next few pieces.
-pub(super) struct VectorWindow([libc::iovec; 32]);
+pub(super) struct VectorWindow([libc::iovec; Self::PIECES]);
 
 impl VectorWindow {
+    const PIECES: usize = 32;
+
     pub(super) fn new() -> Self {
-        Self([libc::iovec { iov_base: core::ptr::null_mut(), iov_len: 0 }; 32])
+        Self([libc::iovec { iov_base: core::ptr::null_mut(), iov_len: 0 }; Self::PIECES])
     }
 
     pub(super) fn after(

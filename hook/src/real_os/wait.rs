@@ -21,7 +21,7 @@ pub(crate) fn retry<T>(
     direction: Direction,
     mut attempt: impl FnMut() -> Result<T>,
 ) -> Result<T> {
-    let mut waiting = Waiting::new(fd, direction);
+    let mut waiting = Waiting::new(fd, slot, direction);
     loop {
         let seen_edges = slot.edges(direction);
         match attempt() {
@@ -40,7 +40,7 @@ pub(crate) fn retry_stream(
     size: usize,
     mut attempt: impl FnMut() -> Result<usize>,
 ) -> Result<usize> {
-    let mut waiting = Waiting::new(fd, Direction::Read);
+    let mut waiting = Waiting::new(fd, slot, Direction::Read);
     loop {
         let seen_edges = slot.edges(Direction::Read);
         // Whoever does not want to wait is owed a try: something may have come that the reactor has not reported yet.
@@ -67,11 +67,13 @@ pub(crate) struct Waiting {
     fd: RawFd,
     direction: Direction,
     deadline: Option<Option<Instant>>,
+    /// Which of the number's successive owners the call is about.
+    generation: u32,
 }
 
 impl Waiting {
-    pub(crate) fn new(fd: RawFd, direction: Direction) -> Self {
-        Self { fd, direction, deadline: None }
+    pub(crate) fn new(fd: RawFd, slot: &Slot, direction: Direction) -> Self {
+        Self { fd, direction, deadline: None, generation: slot.generation() }
     }
 
     /// Until when the user wants to wait.
@@ -114,7 +116,9 @@ impl Waiting {
             None => *self.deadline.insert(self.ask(slot)?),
         };
         match slot.wait(self.direction, seen_edges, deadline) {
-            Ok(Wake::Ready) => Ok(()),
+            // Between the wake-up and now the number may have gone to something else, whose data is not for this caller.
+            Ok(Wake::Ready) if slot.generation() == self.generation => Ok(()),
+            Ok(Wake::Ready) => Err(Errno::BADF),
             Ok(Wake::TimedOut) => Err(Errno::AGAIN),
             Ok(Wake::Cancelled) => Err(Errno::CANCELED),
             Ok(Wake::Expired) => Err(Errno::TIMEDOUT),

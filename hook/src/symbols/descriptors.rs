@@ -51,7 +51,9 @@ pub(super) unsafe extern "C" fn dup3(fd: c_int, target: c_int, flags: c_int) -> 
     in_world_or(
         |current, world| answer_int(Err(world.refuse(current, "dup3"))),
         || {
-            forget_target(fd, target);
+            if (flags & !libc::O_CLOEXEC) == 0 {
+                forget_target(fd, target);
+            }
             // SAFETY: no memory is involved.
             note_duplicate(fd, unsafe { real::dup3(fd, target, flags) })
         },

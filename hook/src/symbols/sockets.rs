@@ -1,16 +1,20 @@
 //! Sockets.
 
+use super::time;
 use crate::errno::{Errno, answer_int, answer_size};
 use crate::os::{AddressMut, Buffer, BufferMut, in_fiber_or};
 use crate::real;
 use crate::real_os::accept::accept_in_thread;
-use crate::real_os::kind::short_counts_prove_nothing;
+use crate::real_os::kind::{self, short_counts_prove_nothing};
 use crate::real_os::wait::settings_changed;
 use crate::real_os::{forget, forget_both, note_shared};
 use crate::world::in_world_or;
 use core::ffi::{c_int, c_uint, c_void};
 use libc::{msghdr, size_t, sockaddr, socklen_t, ssize_t};
-use std::time::{Duration, Instant};
+use std::time::Instant;
+
+/// More messages than these are not taken by one call.
+const MESSAGES_MAX: c_uint = libc::UIO_MAXIOV as c_uint;
 
 /// A C address as bytes; `None` for a null pointer.
 ///
@@ -231,7 +235,6 @@ pub(super) unsafe extern "C" fn sendmsg(fd: c_int, message: *const msghdr, flags
     )
 }
 
-/// Receives messages one by one; as the manual says, the timeout is looked at after each and does not cut a wait short.
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C" fn recvmmsg(
     fd: c_int,
@@ -243,28 +246,28 @@ pub(super) unsafe extern "C" fn recvmmsg(
     let result = in_fiber_or!(
         |current, os| {
             // SAFETY: the caller passes null or a timespec.
-            let limit = unsafe { timeout.as_ref() }.and_then(|time| {
-                let time = Duration::new(time.tv_sec.try_into().ok()?, time.tv_nsec.try_into().ok()?);
-                Instant::now().checked_add(time)
-            });
-            let mut flags = flags;
-            for index in 0..count {
-                // SAFETY: the caller passes `count` messages.
-                let message = unsafe { &mut *messages.add(index as usize) };
-                match os.receive_message(current, fd, &mut message.msg_hdr, flags & !libc::MSG_WAITFORONE) {
-                    Ok(size) => message.msg_len = size as c_uint,
-                    // The error comes again with the next call.
-                    Err(_) if index > 0 => return index as c_int,
-                    Err(errno) => return answer_int(Err(errno)),
-                }
-                if (flags & libc::MSG_WAITFORONE) != 0 {
-                    flags |= libc::MSG_DONTWAIT;
-                }
-                if limit.is_some_and(|limit| Instant::now() >= limit) {
-                    return index as c_int + 1;
-                }
+            let limit = match unsafe { time::timeout(timeout) } {
+                Ok(limit) => limit,
+                Err(errno) => return answer_int(Err(errno)),
+            };
+            let messages = match (messages.is_null(), count) {
+                // The kernel looks at the descriptor all the same.
+                (_, 0) => return answer_int(os.control(current, fd, libc::F_GETFD, 0).map(|_| 0)),
+                (true, _) => return answer_int(Err(Errno(libc::EFAULT))),
+                // SAFETY: the caller passes `count` messages. The kernel, too, takes no more than that at once.
+                (false, count) => unsafe {
+                    core::slice::from_raw_parts_mut(messages, count.min(MESSAGES_MAX) as usize)
+                },
+            };
+            let started = Instant::now();
+            let received = os.receive_messages(current, fd, messages, flags, limit);
+            // SAFETY: as above.
+            if let (Ok(_), Some(limit), Some(time)) = (&received, limit, unsafe { timeout.as_mut() }) {
+                // Linux tells how much of the time was left.
+                let left = limit.saturating_sub(started.elapsed());
+                (time.tv_sec, time.tv_nsec) = (left.as_secs() as _, left.subsec_nanos().into());
             }
-            count as c_int
+            answer_int(received.map(|count| count as c_int))
         },
         // SAFETY: the caller's own arguments.
         || unsafe { real::recvmmsg(fd, messages, count, flags, timeout) },
@@ -284,13 +287,17 @@ pub(super) unsafe extern "C" fn sendmmsg(
     flags: c_int,
 ) -> c_int {
     if !messages.is_null() {
-        for index in 0..count as usize {
+        for index in 0..count.min(MESSAGES_MAX) as usize {
             // SAFETY: the caller passes `count` messages.
             unsafe { passed_descriptors(&(*messages.add(index)).msg_hdr, note_shared) };
         }
     }
     in_fiber_or!(
         |current, os| {
+            if count > 0 && messages.is_null() {
+                return answer_int(Err(Errno(libc::EFAULT)));
+            }
+            let count = count.min(MESSAGES_MAX);
             for index in 0..count {
                 // SAFETY: the caller passes `count` messages.
                 let message = unsafe { &mut *messages.add(index as usize) };
@@ -315,6 +322,9 @@ pub(super) unsafe extern "C" fn shutdown(fd: c_int, how: c_int) -> c_int {
             // SAFETY: no memory is involved.
             let result = unsafe { real::shutdown(fd, how) };
             if result == 0 {
+                if how != libc::SHUT_WR {
+                    kind::reading_ended(fd);
+                }
                 // Not everything that this ends shows as an event: a Unix socket with a full buffer stays unwritable.
                 squall_iomanager::descriptor::nudge(fd);
             }
@@ -374,6 +384,7 @@ pub(super) unsafe extern "C" fn setsockopt(
                 // records.
                 (libc::SOL_SOCKET, libc::SO_RCVLOWAT) | (libc::IPPROTO_TCP, libc::TCP_ULP) => {
                     short_counts_prove_nothing();
+                    kind::changed(fd);
                 }
                 _ => {}
             }
