@@ -44,7 +44,7 @@ fn flags_are_the_same_after_a_wait() {
         let (listener, address) = listener(9);
         for flags in [0, libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC] {
             let client = companion(move || {
-                thread::sleep(PAUSE);
+                thread::sleep(pause());
                 drop(TcpStream::connect(address).unwrap());
             });
             let accepted = owned(accept(listener.as_raw_fd(), flags));
@@ -63,7 +63,7 @@ fn nobody_sees_a_flag_that_the_user_did_not_set_while_somebody_waits() {
         let (copy, log) = (duplicate(fd), Log::default());
         let order = log.clone();
         let looker = companion(move || {
-            thread::sleep(PAUSE);
+            thread::sleep(pause());
             let late_copy = duplicate(fd);
             for fd in [fd, copy.as_raw_fd(), late_copy.as_raw_fd()] {
                 order.note(format!("{}", getfl(fd) & libc::O_NONBLOCK));
@@ -94,7 +94,7 @@ fn a_nonblocking_listener_does_not_wait_however_it_became_one() {
             switch(switched, false);
             drop(client);
             let client = companion(move || {
-                thread::sleep(PAUSE);
+                thread::sleep(pause());
                 drop(TcpStream::connect(address).unwrap());
             });
             // Blocking again: waits.
@@ -110,9 +110,9 @@ fn goes_on_waiting_when_a_duplicate_is_made_nonblocking() {
         let (listener, address) = listener(9);
         let copy = duplicate(listener.as_raw_fd());
         let other = companion(move || {
-            thread::sleep(PAUSE);
+            thread::sleep(pause());
             set_nonblocking(copy.as_raw_fd(), true);
-            thread::sleep(PAUSE);
+            thread::sleep(pause());
             drop(TcpStream::connect(address).unwrap());
         });
         drop(owned(accept(listener.as_raw_fd(), 0)));
@@ -126,7 +126,7 @@ fn goes_on_waiting_when_a_duplicate_is_made_nonblocking() {
 fn the_time_limit_of_a_listener_is_inherited() {
     differ(true, |notes| {
         let (listener, address) = listener(9);
-        set_timeout(listener.as_raw_fd(), libc::SO_RCVTIMEO, PAUSE);
+        set_timeout(listener.as_raw_fd(), libc::SO_RCVTIMEO, pause());
         for _ in 0..2 {
             raw(notes, "nobody there", accept(listener.as_raw_fd(), 0));
         }
@@ -149,12 +149,12 @@ fn several_that_wait_get_one_connection_each() {
                 })
             })
             .collect();
-        thread::sleep(PAUSE);
+        thread::sleep(pause());
         for _ in 0..3 {
             let mut text = String::new();
             TcpStream::connect(address).unwrap().read_to_string(&mut text).unwrap();
             notes.push(text);
-            thread::sleep(PAUSE / 4);
+            thread::sleep(pause() / 4);
         }
         acceptors.into_iter().for_each(|acceptor| acceptor());
         set_nonblocking(fd, true);
@@ -169,7 +169,7 @@ fn shutdown_ends_the_wait() {
             let (listener, _) = listener(9);
             let fd = listener.as_raw_fd();
             let other = companion(move || {
-                thread::sleep(PAUSE);
+                thread::sleep(pause());
                 shutdown(fd, how);
             });
             raw(notes, "accept", accept(fd, 0));
@@ -186,7 +186,7 @@ fn shutdown_ends_the_wait_on_a_unix_listener() {
         let listener = UnixListener::bind(directory.path().join("socket")).unwrap();
         let fd = listener.as_raw_fd();
         let other = companion(move || {
-            thread::sleep(PAUSE);
+            thread::sleep(pause());
             shutdown(fd, libc::SHUT_RDWR);
         });
         raw(notes, "accept", accept(fd, 0));
@@ -202,7 +202,7 @@ fn closing_the_listener_ends_the_wait_with_ebadf() {
     let fd = listener.as_raw_fd();
     let waiting = manager.spawn(move || (accept(fd, 0), errno()));
     manager.spawn(move || {
-        thread::sleep(PAUSE);
+        thread::sleep(pause());
         drop(listener);
     });
     assert_eq!(waiting.join().unwrap(), (-1, libc::EBADF));
@@ -241,9 +241,9 @@ fn the_peers_address_is_told_as_far_as_there_is_room() {
         let (listener, address) = listener(9);
         for room in [16u32, 8, 0, 128] {
             let client = companion(move || {
-                thread::sleep(PAUSE / 2);
+                thread::sleep(pause() / 2);
                 let stream = TcpStream::connect(address).unwrap();
-                thread::sleep(PAUSE / 2);
+                thread::sleep(pause() / 2);
                 drop(stream);
             });
             // SAFETY: an all-zero address is valid.
@@ -289,7 +289,7 @@ fn unix_sockets_are_accepted_with_their_names() {
         let listener = UnixListener::bind(&path).unwrap();
         let client = companion(move || {
             for _ in 0..2 {
-                thread::sleep(PAUSE);
+                thread::sleep(pause());
                 drop(UnixStream::connect(&path).unwrap());
             }
         });
@@ -318,7 +318,7 @@ fn success_keeps_errno() {
     differ(true, |notes| {
         let (listener, address): (OwnedFd, SocketAddr) = listener(9);
         let client = companion(move || {
-            thread::sleep(PAUSE);
+            thread::sleep(pause());
             drop(TcpStream::connect(address).unwrap());
         });
         set_errno(libc::EXDEV);

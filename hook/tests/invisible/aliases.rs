@@ -24,7 +24,7 @@ fn the_other_names_of_calls_wait_like_the_calls() {
         let fd = server.as_raw_fd();
         let writer = companion(move || {
             for _ in 0..4 {
-                thread::sleep(PAUSE);
+                thread::sleep(pause());
                 client.write_all(b"x").unwrap();
             }
         });

@@ -14,14 +14,14 @@ fn connect_is_refused_or_times_out_as_ever() {
     differ(false, |notes| {
         let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         kind(notes, "refused", TcpStream::connect(address).map(|_| ()));
-        kind(notes, "refused with a timeout", TcpStream::connect_timeout(&address, PAUSE).map(|_| ()));
+        kind(notes, "refused with a timeout", TcpStream::connect_timeout(&address, pause()).map(|_| ()));
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         kind(
             notes,
             "accepted",
             TcpStream::connect_timeout(&address, Duration::from_secs(5)).map(|mut stream| {
-                stream.set_read_timeout(Some(PAUSE)).unwrap();
+                stream.set_read_timeout(Some(pause())).unwrap();
                 stream.read(&mut [0]).map_err(|error| error.kind())
             }),
         );
@@ -105,7 +105,7 @@ fn a_send_timeout_ends_a_connect_that_goes_on_in_the_background() {
     differ(true, |notes| {
         let (address, _full) = silent_listener();
         let ours = tcp();
-        set_timeout(ours.as_raw_fd(), libc::SO_SNDTIMEO, PAUSE);
+        set_timeout(ours.as_raw_fd(), libc::SO_SNDTIMEO, pause());
         raw(notes, "first", connect(ours.as_raw_fd(), address));
         raw(notes, "it goes on", connect(ours.as_raw_fd(), address));
         raw_size(notes, "nothing can be sent yet", send(ours.as_raw_fd(), b"x"));
@@ -118,7 +118,7 @@ fn connect_waits_until_a_full_backlog_has_room() {
     differ(true, |notes| {
         let (address, [listener, _first]) = silent_listener();
         let acceptor = companion(move || {
-            thread::sleep(PAUSE);
+            thread::sleep(pause());
             for _ in 0..2 {
                 drop(owned(accept(listener.as_raw_fd(), 0)));
             }
@@ -145,7 +145,7 @@ fn a_nonblocking_connect_is_in_progress_and_then_done() {
             raw(notes, "done", connect(fd, address));
             raw(notes, "done before", connect(fd, address));
         }
-        thread::sleep(PAUSE);
+        thread::sleep(pause());
     });
 }
 
@@ -188,7 +188,7 @@ fn a_connect_begun_without_blocking_may_be_waited_for() {
         raw(notes, "begun", connect(fd, address));
         set_nonblocking(fd, false);
         let acceptor = companion(move || {
-            thread::sleep(PAUSE);
+            thread::sleep(pause());
             for _ in 0..2 {
                 drop(owned(accept(listener.as_raw_fd(), 0)));
             }
@@ -207,7 +207,7 @@ fn shutdown_ends_a_connect_that_waits() {
             let ours = tcp();
             let fd = ours.as_raw_fd();
             let other = companion(move || {
-                thread::sleep(PAUSE);
+                thread::sleep(pause());
                 shutdown(fd, how);
             });
             raw(notes, "connect", connect(fd, address));
@@ -225,7 +225,7 @@ fn a_closed_descriptor_ends_the_connect_that_waits_for_it() {
     let fd = ours.as_raw_fd();
     let waiting = manager.spawn(move || (connect(fd, address), errno()));
     manager.spawn(move || {
-        thread::sleep(PAUSE);
+        thread::sleep(pause());
         drop(ours);
     });
     assert_eq!(waiting.join().unwrap(), (-1, libc::EBADF));

@@ -28,11 +28,11 @@ fn epoll_waits_reports_and_times_out() {
         wait(notes, 4, 20);
         wait(notes, 0, 20);
         let writer = companion(move || {
-            thread::sleep(PAUSE);
+            thread::sleep(pause());
             client.write_all(b"x").unwrap();
-            thread::sleep(PAUSE * 2);
+            thread::sleep(pause() * 2);
             client.write_all(b"y").unwrap();
-            thread::sleep(PAUSE * 2);
+            thread::sleep(pause() * 2);
         });
         wait(notes, 4, -1);
         // Level-triggered: what was not read is reported again, at once.

@@ -11,7 +11,7 @@ fn eventfds_block_until_written() {
         let event = unsafe { OwnedFd::from_raw_fd(libc::eventfd(0, 0)) };
         let fd = event.as_raw_fd();
         let writer = companion(move || {
-            thread::sleep(PAUSE);
+            thread::sleep(pause());
             let value = 5u64;
             // SAFETY: eight live bytes.
             assert_eq!(unsafe { libc::write(fd, (&raw const value).cast(), 8) }, 8);

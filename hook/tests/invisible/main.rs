@@ -14,6 +14,7 @@ mod connect;
 mod epoll;
 mod events;
 mod files;
+mod flags;
 mod harness;
 mod names;
 mod pipes;

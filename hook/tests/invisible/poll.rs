@@ -14,11 +14,11 @@ fn poll_waits_reports_and_times_out() {
             [entry(server.as_raw_fd(), libc::POLLIN), entry(reader.as_raw_fd(), libc::POLLIN), entry(-1, 7)];
         raw(notes, "nothing", poll(&mut entries, 20));
         let writer = companion(move || {
-            thread::sleep(PAUSE);
+            thread::sleep(pause());
             client.write_all(b"x").unwrap();
-            thread::sleep(PAUSE);
+            thread::sleep(pause());
             drop(writer_end);
-            thread::sleep(PAUSE);
+            thread::sleep(pause());
             drop(client);
         });
         raw(notes, "data", poll(&mut entries, -1));

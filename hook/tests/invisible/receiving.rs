@@ -40,10 +40,11 @@ fn waits_for_data_and_sees_the_end(notes: &mut Notes, receive: Receive) {
         let log = Log::default();
         let sender_log = log.clone();
         let sender = companion(move || {
-            thread::sleep(PAUSE);
+            thread::sleep(pause());
             sender_log.note("sends");
             send(theirs.as_raw_fd(), b"abc");
-            thread::sleep(PAUSE);
+            sender_log.until(2);
+            thread::sleep(pause());
             sender_log.note("closes");
         });
         for _ in 0..2 {
@@ -59,7 +60,7 @@ fn waits_for_data_and_sees_the_end(notes: &mut Notes, receive: Receive) {
 
 fn times_out_by_so_rcvtimeo(notes: &mut Notes, receive: Receive) {
     for (name, ours, theirs) in stream_pairs() {
-        set_timeout(ours.as_raw_fd(), libc::SO_RCVTIMEO, PAUSE);
+        set_timeout(ours.as_raw_fd(), libc::SO_RCVTIMEO, pause());
         for _ in 0..2 {
             raw_size(notes, name, receive(ours.as_raw_fd(), &mut [0; 5]));
         }
@@ -71,10 +72,10 @@ fn times_out_by_so_rcvtimeo(notes: &mut Notes, receive: Receive) {
 
 fn a_timeout_counts_from_each_call(notes: &mut Notes, receive: Receive) {
     let (ours, theirs) = socketpair(libc::SOCK_STREAM);
-    set_timeout(ours.as_raw_fd(), libc::SO_RCVTIMEO, PAUSE * 20);
+    set_timeout(ours.as_raw_fd(), libc::SO_RCVTIMEO, pause() * 20);
     let sender = companion(move || {
         for _ in 0..4 {
-            thread::sleep(PAUSE);
+            thread::sleep(pause());
             send(theirs.as_raw_fd(), b"x");
         }
     });
@@ -134,12 +135,6 @@ fn waits_again_once_blocking_again(notes: &mut Notes, receive: Receive) {
     for (name, ours, theirs) in stream_pairs() {
         let fd = ours.as_raw_fd();
         let copy = duplicate(fd);
-        let sender = companion(move || {
-            for _ in 0..3 {
-                thread::sleep(PAUSE * 2);
-                send(theirs.as_raw_fd(), b"x");
-            }
-        });
         // What the hooks remember of one wait must not outlive the change after it.
         type Switch = fn(i32, bool);
         let switches = [(fd, set_nonblocking as Switch), (fd, fionbio), (copy.as_raw_fd(), set_nonblocking)];
@@ -147,9 +142,14 @@ fn waits_again_once_blocking_again(notes: &mut Notes, receive: Receive) {
             switch(switched, true);
             raw_size(notes, name, receive(fd, &mut [0; 5]));
             switch(switched, false);
+            let peer = theirs.as_raw_fd();
+            let sender = companion(move || {
+                thread::sleep(pause());
+                send(peer, b"x");
+            });
             raw_size(notes, name, receive(fd, &mut [0; 5]));
+            sender();
         }
-        sender();
     }
 }
 
@@ -157,11 +157,11 @@ fn goes_on_waiting_when_a_duplicate_is_made_nonblocking(notes: &mut Notes, recei
     for (name, ours, theirs) in stream_pairs() {
         let copy = duplicate(ours.as_raw_fd());
         let other = companion(move || {
-            thread::sleep(PAUSE);
+            thread::sleep(pause());
             set_nonblocking(copy.as_raw_fd(), true);
-            thread::sleep(PAUSE);
+            thread::sleep(pause());
             send(theirs.as_raw_fd(), b"late");
-            thread::sleep(PAUSE);
+            thread::sleep(pause());
         });
         raw_size(notes, name, receive(ours.as_raw_fd(), &mut [0; 5]));
         // The next call sees the flag.
@@ -174,11 +174,11 @@ fn goes_on_waiting_when_a_duplicate_is_given_a_timeout(notes: &mut Notes, receiv
     for (name, ours, theirs) in stream_pairs() {
         let copy = duplicate(ours.as_raw_fd());
         let other = companion(move || {
-            thread::sleep(PAUSE);
-            set_timeout(copy.as_raw_fd(), libc::SO_RCVTIMEO, PAUSE / 4);
-            thread::sleep(PAUSE * 2);
+            thread::sleep(pause());
+            set_timeout(copy.as_raw_fd(), libc::SO_RCVTIMEO, pause() / 4);
+            thread::sleep(pause() * 2);
             send(theirs.as_raw_fd(), b"late");
-            thread::sleep(PAUSE * 2);
+            thread::sleep(pause() * 2);
         });
         raw_size(notes, name, receive(ours.as_raw_fd(), &mut [0; 5]));
         raw_size(notes, name, receive(ours.as_raw_fd(), &mut [0; 5]));
@@ -191,7 +191,7 @@ fn ends_when_reading_is_shut_down_meanwhile(notes: &mut Notes, receive: Receive)
         for (name, ours, theirs) in stream_pairs() {
             let fd = ours.as_raw_fd();
             let other = companion(move || {
-                thread::sleep(PAUSE);
+                thread::sleep(pause());
                 shutdown(fd, how);
             });
             raw_size(notes, name, receive(fd, &mut [0; 5]));
@@ -206,9 +206,9 @@ fn goes_on_when_writing_is_shut_down_meanwhile(notes: &mut Notes, receive: Recei
     for (name, ours, theirs) in stream_pairs() {
         let fd = ours.as_raw_fd();
         let other = companion(move || {
-            thread::sleep(PAUSE);
+            thread::sleep(pause());
             shutdown(fd, libc::SHUT_WR);
-            thread::sleep(PAUSE);
+            thread::sleep(pause());
             // The other half still works.
             send(theirs.as_raw_fd(), b"x");
         });
@@ -220,7 +220,7 @@ fn goes_on_when_writing_is_shut_down_meanwhile(notes: &mut Notes, receive: Recei
 fn reports_a_reset_and_then_the_end(notes: &mut Notes, receive: Receive) {
     let (ours, theirs) = tcp_pair();
     let other = companion(move || {
-        thread::sleep(PAUSE);
+        thread::sleep(pause());
         reset_on_close(theirs.as_raw_fd());
         drop(theirs);
     });
@@ -254,7 +254,7 @@ fn refuses_bad_arguments(notes: &mut Notes, receive: Receive) {
 
 fn of_nothing(notes: &mut Notes, receive: Receive) {
     for (name, ours, theirs) in stream_pairs() {
-        set_timeout(ours.as_raw_fd(), libc::SO_RCVTIMEO, PAUSE);
+        set_timeout(ours.as_raw_fd(), libc::SO_RCVTIMEO, pause());
         raw_size(notes, name, receive(ours.as_raw_fd(), &mut []));
         send(theirs.as_raw_fd(), b"abc");
         raw_size(notes, name, receive(ours.as_raw_fd(), &mut []));
@@ -267,7 +267,7 @@ fn of_nothing(notes: &mut Notes, receive: Receive) {
 fn keeps_errno_when_it_succeeds(notes: &mut Notes, receive: Receive) {
     for (_, ours, theirs) in stream_pairs() {
         let sender = companion(move || {
-            thread::sleep(PAUSE);
+            thread::sleep(pause());
             send(theirs.as_raw_fd(), b"abc");
         });
         set_errno(libc::EXDEV);
@@ -289,9 +289,9 @@ fn shares_out_what_arrives_between_two_that_wait(notes: &mut Notes, receive: Rec
                 })
             })
             .collect();
-        thread::sleep(PAUSE);
+        thread::sleep(pause());
         send(theirs.as_raw_fd(), b"x");
-        thread::sleep(PAUSE);
+        thread::sleep(pause());
         send(theirs.as_raw_fd(), b"x");
         receivers.into_iter().for_each(|receiver| receiver());
         notes.push(format!("{name}: {} left", fionread(fd)));
@@ -303,7 +303,7 @@ fn keeps_datagrams_apart(notes: &mut Notes, receive: Receive) {
         let (ours, theirs) = socketpair(kind);
         let sender = companion(move || {
             for datagram in [&b"one"[..], b"", b"longer than the buffer", b"last"] {
-                thread::sleep(PAUSE / 4);
+                thread::sleep(pause() / 4);
                 send(theirs.as_raw_fd(), datagram);
             }
         });
@@ -326,12 +326,12 @@ fn reports_an_error_that_arrives_meanwhile(notes: &mut Notes, receive: Receive) 
     let nobody = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     raw(notes, "connect", connect(fd, nobody));
     let sender = companion(move || {
-        thread::sleep(PAUSE);
+        thread::sleep(pause());
         send(fd, b"anybody there?");
     });
     raw_size(notes, "refused", receive(fd, &mut [0; 5]));
     sender();
-    set_timeout(fd, libc::SO_RCVTIMEO, PAUSE);
+    set_timeout(fd, libc::SO_RCVTIMEO, pause());
     raw_size(notes, "once only", receive(fd, &mut [0; 5]));
 }
 
@@ -345,7 +345,7 @@ fn every_call_ends_with_ebadf_when_its_descriptor_is_closed() {
         let fd = ours.as_raw_fd();
         let waiting = manager.spawn(move || (receive(fd, &mut [0; 5]), errno()));
         manager.spawn(move || {
-            thread::sleep(PAUSE);
+            thread::sleep(pause());
             drop(ours);
         });
         assert_eq!(waiting.join().unwrap(), (-1, libc::EBADF));

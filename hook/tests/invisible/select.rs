@@ -29,9 +29,9 @@ fn select_waits_reports_and_times_out() {
         let fds = [server.as_raw_fd(), idle.as_raw_fd()];
         select(notes, &fds, Some(20));
         let writer = companion(move || {
-            thread::sleep(PAUSE);
+            thread::sleep(pause());
             client.write_all(b"x").unwrap();
-            thread::sleep(PAUSE);
+            thread::sleep(pause());
         });
         select(notes, &fds, None);
         writer();

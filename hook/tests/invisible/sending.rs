@@ -39,7 +39,7 @@ fn sends_everything_while_the_peer_is_slow(notes: &mut Notes, send: Send) {
         let log = Log::default();
         let total = log.clone();
         let receiver = companion(move || {
-            thread::sleep(PAUSE);
+            thread::sleep(pause());
             let count = drain(theirs.as_raw_fd());
             total.note(format!("drained {count}"));
         });
@@ -63,7 +63,7 @@ fn a_part_and_then_eagain(notes: &mut Notes, name: &str, fd: i32, send: Send) {
 
 fn returns_what_was_sent_when_the_time_is_up(notes: &mut Notes, send: Send) {
     for (name, ours, _theirs) in stream_pairs() {
-        set_timeout(ours.as_raw_fd(), libc::SO_SNDTIMEO, PAUSE);
+        set_timeout(ours.as_raw_fd(), libc::SO_SNDTIMEO, pause());
         a_part_and_then_eagain(notes, name, ours.as_raw_fd(), send);
     }
 }
@@ -194,7 +194,7 @@ fn keeps_errno_when_it_succeeds(notes: &mut Notes, send: Send) {
     for (_, ours, theirs) in stream_pairs() {
         fill(ours.as_raw_fd());
         let receiver = companion(move || {
-            thread::sleep(PAUSE);
+            thread::sleep(pause());
             drain(theirs.as_raw_fd());
         });
         set_errno(libc::EXDEV);
@@ -212,7 +212,7 @@ fn waits_until_a_datagram_fits(notes: &mut Notes, send: Send) {
         let log = Log::default();
         let order = log.clone();
         let receiver = companion(move || {
-            thread::sleep(PAUSE);
+            thread::sleep(pause());
             order.note("makes room");
             for _ in 0..held {
                 assert_eq!(recv(theirs.as_raw_fd(), &mut [0; 5000]), 4096);
@@ -250,7 +250,7 @@ fn every_call_ends_with_ebadf_when_its_descriptor_is_closed() {
         fill(fd);
         let waiting = manager.spawn(move || (send(fd, b"abc"), errno()));
         manager.spawn(move || {
-            thread::sleep(PAUSE);
+            thread::sleep(pause());
             drop(ours);
         });
         assert_eq!(waiting.join().unwrap(), (-1, libc::EBADF));

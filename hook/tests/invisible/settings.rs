@@ -12,11 +12,11 @@ use std::thread;
 fn a_read_timeout_ends_with_eagain() {
     differ(true, |notes| {
         let (_client, mut server) = tcp_pair();
-        server.set_read_timeout(Some(PAUSE)).unwrap();
+        server.set_read_timeout(Some(pause())).unwrap();
         kind(notes, "read", server.read(&mut [0; 8]));
         notes.push(format!("{:?}", server.read_timeout().unwrap()));
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        set_timeout(listener.as_raw_fd(), libc::SO_RCVTIMEO, PAUSE);
+        set_timeout(listener.as_raw_fd(), libc::SO_RCVTIMEO, pause());
         kind(notes, "accept", listener.accept().map(|_| ()));
     });
 }
@@ -25,7 +25,7 @@ fn a_read_timeout_ends_with_eagain() {
 fn a_write_timeout_returns_the_partial_count_and_then_eagain() {
     differ(true, |notes| {
         let (mut client, _server) = tcp_pair();
-        client.set_write_timeout(Some(PAUSE)).unwrap();
+        client.set_write_timeout(Some(pause())).unwrap();
         let data = vec![0u8; 32 << 20];
         let first = client.write(&data).unwrap();
         notes.push(format!("partial: {}", first > 0 && first < data.len()));
@@ -61,12 +61,12 @@ fn settings_that_change_between_two_waits_are_noticed_also_through_a_duplicate()
         let (mut client, mut server) = tcp_pair();
         let copy = server.try_clone().unwrap();
         let writer = companion(move || {
-            thread::sleep(PAUSE);
+            thread::sleep(pause());
             client.write_all(b"a").unwrap();
-            thread::sleep(PAUSE * 20);
+            thread::sleep(pause() * 20);
         });
         kind(notes, "waits for ever", server.read(&mut [0; 8]));
-        copy.set_read_timeout(Some(PAUSE)).unwrap();
+        copy.set_read_timeout(Some(pause())).unwrap();
         kind(notes, "times out", server.read(&mut [0; 8]));
         copy.set_nonblocking(true).unwrap();
         kind(notes, "does not wait", server.read(&mut [0; 8]));
@@ -81,7 +81,7 @@ fn settings_that_change_between_two_waits_are_noticed_also_through_a_duplicate()
 fn a_listener_that_was_waited_on_does_not_show_o_nonblock() {
     differ(true, |notes| {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        set_timeout(listener.as_raw_fd(), libc::SO_RCVTIMEO, PAUSE);
+        set_timeout(listener.as_raw_fd(), libc::SO_RCVTIMEO, pause());
         kind(notes, "accept", listener.accept().map(|_| ()));
         let copy = listener.try_clone().unwrap();
         let flags = |fd| {
@@ -109,7 +109,7 @@ fn an_accept_from_a_plain_thread_still_blocks_after_a_fiber_waited() {
     drop(TcpStream::connect(address).unwrap());
     fiber.join().unwrap();
     let thread = thread::spawn(move || listener.accept().map(|_| ()).map_err(|error| error.kind()));
-    thread::sleep(PAUSE);
+    thread::sleep(pause());
     drop(TcpStream::connect(address).unwrap());
     assert_eq!(thread.join().unwrap(), Ok(()));
 }

@@ -14,7 +14,7 @@ fn accept_waits_for_a_connection() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let client = companion(move || {
-            thread::sleep(PAUSE);
+            thread::sleep(pause());
             TcpStream::connect(address).unwrap().write_all(b"x").unwrap();
         });
         let (mut stream, _) = listener.accept().unwrap();
@@ -31,7 +31,7 @@ fn read_waits_for_data_and_sees_the_end() {
         let (mut client, mut server) = tcp_pair();
         let writer = companion(move || {
             for piece in [&b"one"[..], b"two", b"three"] {
-                thread::sleep(PAUSE);
+                thread::sleep(pause());
                 client.write_all(piece).unwrap();
             }
         });
@@ -107,10 +107,10 @@ fn message_flags_dontwait_peek_and_waitall() {
         receive(notes, libc::MSG_DONTWAIT);
         let writer = companion(move || {
             for piece in [b"ab", b"cd", b"ef"] {
-                thread::sleep(PAUSE);
+                thread::sleep(pause());
                 client.write_all(piece).unwrap();
             }
-            thread::sleep(PAUSE);
+            thread::sleep(pause());
             client.write_all(b"gh").unwrap();
         });
         receive(notes, libc::MSG_PEEK | libc::MSG_WAITALL);
@@ -128,7 +128,7 @@ fn shutdown_wakes_a_reader_with_the_end() {
         let (client, mut server) = tcp_pair();
         let copy = server.try_clone().unwrap();
         let other = companion(move || {
-            thread::sleep(PAUSE);
+            thread::sleep(pause());
             copy.shutdown(std::net::Shutdown::Read).unwrap();
         });
         kind(notes, "read", server.read(&mut [0; 8]));
@@ -142,7 +142,7 @@ fn a_broken_connection_gives_its_error() {
     differ(true, |notes| {
         let (client, mut server) = tcp_pair();
         let closer = companion(move || {
-            thread::sleep(PAUSE);
+            thread::sleep(pause());
             // Unread data makes the close a reset.
             let linger = libc::linger { l_onoff: 1, l_linger: 0 };
             // SAFETY: the option takes a linger.

@@ -12,7 +12,7 @@ fn udp_datagrams_keep_their_boundaries_and_sources() {
         let b = UdpSocket::bind("127.0.0.1:0").unwrap();
         let (to, from) = (b.local_addr().unwrap(), a.local_addr().unwrap());
         let sender = companion(move || {
-            thread::sleep(PAUSE);
+            thread::sleep(pause());
             for datagram in [&b"first"[..], b"", b"a longer one"] {
                 a.send_to(datagram, to).unwrap();
             }
@@ -22,7 +22,7 @@ fn udp_datagrams_keep_their_boundaries_and_sources() {
             let (count, source) = b.recv_from(&mut buffer).unwrap();
             notes.push(format!("{count} {} {buffer:?}", source == from));
         }
-        b.set_read_timeout(Some(PAUSE)).unwrap();
+        b.set_read_timeout(Some(pause())).unwrap();
         kind(notes, "recv", b.recv(&mut [0; 8]));
         sender();
     });
@@ -35,7 +35,7 @@ fn several_datagrams_in_one_call() {
         let b = UdpSocket::bind("127.0.0.1:0").unwrap();
         a.connect(b.local_addr().unwrap()).unwrap();
         let sender = companion(move || {
-            thread::sleep(PAUSE);
+            thread::sleep(pause());
             let mut pieces = [*b"one..", *b"two..", *b"three"];
             let mut vectors: Vec<libc::iovec> = pieces
                 .iter_mut()
@@ -62,7 +62,7 @@ fn several_datagrams_in_one_call() {
         receive(notes, 2, 0);
         receive(notes, 4, libc::MSG_WAITFORONE);
         receive(notes, 4, libc::MSG_DONTWAIT);
-        b.set_read_timeout(Some(PAUSE)).unwrap();
+        b.set_read_timeout(Some(pause())).unwrap();
         receive(notes, 4, 0);
         sender();
         notes.push(format!("{buffers:?}"));

@@ -14,7 +14,7 @@ fn unix_sockets_connect_accept_and_wait() {
         let listener = UnixListener::bind(&path).unwrap();
         let client = companion(move || {
             let mut stream = UnixStream::connect(&path).unwrap();
-            thread::sleep(PAUSE);
+            thread::sleep(pause());
             stream.write_all(b"hello").unwrap();
         });
         let (mut stream, _) = listener.accept().unwrap();
@@ -35,7 +35,7 @@ fn a_unix_connect_waits_for_room_in_the_backlog() {
         unsafe { libc::listen(listener.as_raw_fd(), 0) };
         let first = UnixStream::connect(&path).unwrap();
         let acceptor = companion(move || {
-            thread::sleep(PAUSE);
+            thread::sleep(pause());
             let one = listener.accept().unwrap();
             let two = listener.accept().unwrap();
             drop((one, two));
