@@ -49,7 +49,7 @@
 pub use squall_fiber::{
     Builder, Fiber, FiberInfo, FiberLocal, GuardMethod, Interrupt, JoinHandle, Scope, ScopedJoinHandle, Tls,
     WaitKind, block_on, current, fiber_local, fibers, is_cancelled, park, park_timeout, scope, shield, sleep,
-    spawn, sync, with_deadline, yield_now,
+    spawn, spawn_local, sync, with_deadline, yield_now,
 };
 pub use squall_hook::{Os, OsExtension, set_workers};
 pub use squall_iomanager::{Event, IoManager};

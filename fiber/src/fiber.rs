@@ -135,8 +135,8 @@ pub(crate) struct Inner {
     pub(crate) name: Option<Box<str>>,
     pub(crate) stack_bytes: usize,
     pub(crate) tls: Tls,
-    /// It must always run on its home worker.
-    pub(crate) pinned: bool,
+    /// It must always run on its home worker. The fiber itself may set it; whoever has it in hand reads it.
+    pub(crate) pinned: Cell<bool>,
     /// How many references there are; see reference.rs.
     pub(crate) references: AtomicU32,
     scheduler: NonNull<Shared>,
@@ -164,7 +164,8 @@ pub(crate) struct Inner {
 }
 
 // SAFETY: the fields that are not atomics are handed from thread to thread by the rules at the top of this file; what they
-// hold is `Send` (the task's function by the bounds of `spawn`) or made to move (stack, TLS block).
+// hold is `Send` (the task's function by the bounds of `spawn`), or made to move (stack, TLS block), or stays on one worker's
+// thread (the task's function and result in `spawn_local`, with everybody who could share them).
 unsafe impl Send for Inner {}
 // SAFETY: as above.
 unsafe impl Sync for Inner {}
@@ -190,7 +191,7 @@ impl Inner {
             name: new.name,
             stack_bytes: new.stack_bytes,
             tls: new.tls,
-            pinned: new.pinned,
+            pinned: Cell::new(new.pinned),
             references: AtomicU32::new(2),
             scheduler: NonNull::from(scheduler),
             extension: new.extension,
@@ -241,7 +242,7 @@ impl Inner {
     /// The caller has the fiber in hand.
     pub(crate) unsafe fn may_move(&self) -> bool {
         // SAFETY: the body is the caller's.
-        !self.pinned && (self.tls == Tls::Private || unsafe { (*self.body.get()).coroutine.is_none() })
+        !self.pinned.get() && (self.tls == Tls::Private || unsafe { (*self.body.get()).coroutine.is_none() })
     }
 
     #[inline]
@@ -413,16 +414,10 @@ impl FiberRef {
     /// It was detached after its own last look. The result's destructor is user code, which may wait, and the worker must not.
     #[cold]
     fn drop_result_in_a_fiber(self, shared: &Shared) {
-        let held = shared.register.hold().is_ok();
+        // On the same worker: the result of a local fiber may not leave it.
+        let worker = self.home.load(Ordering::Relaxed);
         // SAFETY: this is the last turn.
-        let drop_result = move || unsafe { self.task.drop_result() };
-        if held {
-            crate::handle::spawn(drop_result);
-            shared.register.release_hold();
-        } else {
-            // The scheduler has ended, and with it what the worker has to do.
-            drop_result();
-        }
+        shared.run_in_a_fiber(worker, move || unsafe { self.task.drop_result() });
     }
 }
 
@@ -512,6 +507,12 @@ impl<'a> Current<'a> {
 
     pub(crate) fn inner(self) -> &'a Inner {
         self.inner
+    }
+
+    /// Makes the fiber stay on the worker that it runs on; says which that is.
+    pub(crate) fn stay(self) -> usize {
+        self.inner.pinned.set(true);
+        self.inner.home.load(Ordering::Relaxed)
     }
 
     /// A handle that others may keep.

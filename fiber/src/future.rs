@@ -122,9 +122,8 @@ impl<T> Future for JoinHandle<T> {
 /// Wakes a task whose fiber has ended. An executor's wake-up may take a lock, and the lock may be held by a fiber of this worker: so
 /// it must not be the worker's own loop that waits for it.
 pub(crate) fn wake_task(waker: task::Waker) {
-    if in_fiber() || with_worker(|worker| worker.is_none()) {
-        waker.wake();
-    } else {
-        crate::handle::spawn(|| waker.wake());
-    }
+    with_worker(|worker| match worker {
+        Some((shared, index)) if !in_fiber() => shared.run_in_a_fiber(index, || waker.wake()),
+        _ => waker.wake(),
+    });
 }

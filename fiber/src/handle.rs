@@ -1,7 +1,7 @@
 //! The `std::thread`-shaped API: `spawn`, `Builder`, `JoinHandle`, and what a fiber does to itself.
 
 use crate::context::with_current;
-use crate::fiber::{Fiber, Tls, WaitKind};
+use crate::fiber::{Current, Fiber, Tls, WaitKind};
 use crate::reference::FiberRef;
 use crate::scheduler;
 use crate::stack::STACK_BYTES_DEFAULT;
@@ -104,6 +104,75 @@ impl Builder {
         // SAFETY: the task was just made of `f`.
         unsafe { JoinHandle::new(fiber) }
     }
+}
+
+impl Builder {
+    /// As [`spawn_local`], with what this builder sets but for the worker, which is the caller's.
+    ///
+    /// # Panics
+    /// Outside a fiber.
+    ///
+    /// # Blocking
+    /// Never.
+    pub fn spawn_local<F, T>(mut self, f: F) -> JoinHandle<T>
+    where
+        F: FnOnce() -> T + 'static,
+        T: 'static,
+    {
+        // What the two share must not be used by two threads at once, so neither of them may leave this one.
+        let worker = with_current(|current| current.map(Current::stay));
+        self.worker = Some(worker.expect("a local fiber is spawned by a fiber"));
+        let fiber = scheduler::spawn_here(self, Task::new(f));
+        // SAFETY: the task was just made of `f`.
+        unsafe { JoinHandle::new(fiber) }
+    }
+}
+
+/// Starts a fiber that shares what is not `Send` with its spawner: an `Rc`, a `RefCell` behind it. Both stay on the worker that the
+/// spawner runs on, for good, so they never run at the same time.
+///
+/// They are two threads nonetheless to code that asks: each has its own thread-locals, unless it is a [`Tls::Shared`] fiber. Do not
+/// pass on what is not `Send` because it stands for the state of a thread-local.
+///
+/// ```
+/// use std::cell::RefCell;
+/// use std::rc::Rc;
+///
+/// let fiber = squall_fiber::spawn(|| {
+///     let names = Rc::new(RefCell::new(Vec::new()));
+///     let others: Vec<_> = ["left", "right"]
+///         .into_iter()
+///         .map(|name| {
+///             let names = Rc::clone(&names);
+///             squall_fiber::spawn_local(move || names.borrow_mut().push(name))
+///         })
+///         .collect();
+///     for other in others {
+///         other.join().unwrap();
+///     }
+///     names.take().len()
+/// });
+/// assert_eq!(fiber.join().unwrap(), 2);
+/// ```
+///
+/// The handle of a result that is not `Send` is not `Send` either:
+///
+/// ```compile_fail
+/// let handle = squall_fiber::spawn_local(|| std::rc::Rc::new(1));
+/// squall_fiber::spawn(move || handle.join());
+/// ```
+///
+/// # Panics
+/// Outside a fiber.
+///
+/// # Blocking
+/// Never.
+pub fn spawn_local<F, T>(f: F) -> JoinHandle<T>
+where
+    F: FnOnce() -> T + 'static,
+    T: 'static,
+{
+    Builder::new().spawn_local(f)
 }
 
 /// Starts a fiber with the default [`Builder`]; mirrors `std::thread::spawn`.

@@ -53,7 +53,7 @@ pub use context::{in_fiber, is_forked_child, with_current};
 pub use driver::{Driver, Unpark};
 pub use fiber::{Current, Fiber, Tls, Wait, WaitKind, Wake, Waker};
 pub use future::block_on;
-pub use handle::{Builder, JoinHandle, current, park, park_timeout, sleep, spawn, yield_now};
+pub use handle::{Builder, JoinHandle, current, park, park_timeout, sleep, spawn, spawn_local, yield_now};
 pub use interrupt::{Interrupt, is_cancelled, shield, with_deadline};
 pub use local::FiberLocal;
 pub use scheduler::{

@@ -194,6 +194,19 @@ impl Shared {
         fiber.end(self);
     }
 
+    /// Runs what the worker's loop must not run itself, because it is user code and may wait: in a fiber of that worker, which is
+    /// the caller's.
+    #[cold]
+    pub(crate) fn run_in_a_fiber(&self, worker: usize, f: impl FnOnce() + Send + 'static) {
+        if self.register.hold().is_ok() {
+            Builder::new().worker(worker).spawn(f);
+            self.register.release_hold();
+        } else {
+            // The scheduler has ended, and with it what the worker has to do.
+            f();
+        }
+    }
+
     fn unpark_all_if_stopping(&self) {
         if self.stopping.load(Ordering::SeqCst) {
             self.unpark_all();

@@ -144,6 +144,20 @@ fn the_task_that_polled_last_is_woken() {
     assert!(pin!(&mut handle).poll(&mut Context::from_waker(waker)).is_ready());
 }
 
+#[test]
+fn the_last_fiber_of_a_scheduler_that_stops_is_awaited_too() {
+    let scheduler = Scheduler::new(SchedulerConfig { threads: 2, ..Default::default() }).unwrap();
+    let go_on = Arc::new(Flag::default());
+    let waiting = Arc::clone(&go_on);
+    let handle = scheduler.spawn(Builder::new(), move || block_on(waiting.wait()));
+    let stopping = std::thread::spawn(move || scheduler.stop());
+    let awaiting = std::thread::spawn(move || block_on(handle));
+    std::thread::sleep(Duration::from_millis(5));
+    go_on.set();
+    awaiting.join().unwrap().unwrap();
+    stopping.join().unwrap();
+}
+
 /// A small executor whose run queue is behind std's own lock.
 #[derive(Default)]
 struct Executor {

@@ -39,7 +39,7 @@ pub use os::{AddressMut, Buffer, BufferMut, Os, OsExtension, PollEntry};
 pub use real_os::RealOs;
 pub use squall_fiber::{
     Builder, Fiber, FiberLocal, Interrupt, JoinHandle, block_on, current, fiber_local, is_cancelled, park,
-    park_timeout, scope, shield, sleep, spawn, with_deadline, yield_now,
+    park_timeout, scope, shield, sleep, spawn, spawn_local, with_deadline, yield_now,
 };
 pub use world::{DirectoryEntry, FileName, FileStatus, World, in_world_or};
 
