@@ -129,6 +129,8 @@ pub trait World: Os {
     /// What the open directory contains, for `readdir`.
     fn entries(&self, current: Current<'_>, fd: RawFd) -> Result<Vec<DirectoryEntry>>;
 
+    /// A line of the program's log, or of a panic, for the world's own record.
+    fn log(&self, current: Current<'_>, line: &str, is_panic: bool);
     /// The program made a call that this world does not have. The call fails with what is returned.
     fn refuse(&self, current: Current<'_>, call: &'static str) -> Errno;
 }
