@@ -16,6 +16,7 @@
 
 mod driver;
 mod kernel;
+pub mod linearizability;
 mod os;
 mod random;
 mod simulation;

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use squall_raft::RaftError;
 use squall_raft::core::Role;
 use squall_raft::core::types::NodeId;
-use squall_raft::group::{Group, GroupConfig, GroupHandle, Storage};
+use squall_raft::group::{Group, GroupConfig, GroupHandle, Observer, Storage};
 use squall_raft::snapshot::SnapshotOptions;
 use squall_raft::wal::{Identity, WalOptions};
 use squall_rpc::{ClientConfig, LocalIdentity, RpcError, RpcMetrics, Server, ServerConfig};
@@ -129,6 +129,22 @@ impl Node {
     /// # Blocking
     /// While the state is read from disk.
     pub fn start(config: &ClusterConfig, id: NodeId, data_dir: &Path) -> Result<Self, NodeError> {
+        Self::start_observed(config, id, data_dir, None)
+    }
+
+    /// As [`Node::start`], watched: for simulations and tests.
+    ///
+    /// # Errors
+    /// As [`Node::start`].
+    ///
+    /// # Blocking
+    /// As [`Node::start`].
+    pub fn start_observed(
+        config: &ClusterConfig,
+        id: NodeId,
+        data_dir: &Path,
+        observer: Option<Arc<dyn Observer>>,
+    ) -> Result<Self, NodeError> {
         let node = config.node(id)?;
         let settings = &config.settings;
         // First the ports: a second start of the same node must not get as far as its data.
@@ -158,9 +174,8 @@ impl Node {
         let gauges = Arc::new(Gauges::default());
         let options = MachineOptions { hash_key: settings.cluster_id, sessions: SessionLimits::DEFAULT };
         let machine = ReplicatedMachine::new(options, gauges.clone());
-        let group =
-            Group::start(group_config(config, id, command_bytes_max), storage, peers.clone(), machine)
-                .map_err(data_error)?;
+        let group_config = GroupConfig { observer, ..group_config(config, id, command_bytes_max) };
+        let group = Group::start(group_config, storage, peers.clone(), machine).map_err(data_error)?;
 
         let executor = Executor {
             group: group.clone(),

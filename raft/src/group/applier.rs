@@ -9,8 +9,8 @@ use super::handle::Shared;
 use super::owner::{PendingProposal, PendingRead};
 use super::reply::ProposeError;
 use super::snapshots::SnapshotJob;
-use super::traits::StateMachine;
-use crate::core::types::{Entry, EntryKind, Index, SnapshotMeta};
+use super::traits::{Observer, StateMachine};
+use crate::core::types::{Entry, EntryKind, Index, NodeId, SnapshotMeta};
 use crate::error::RaftError;
 use crate::snapshot::SnapshotStore;
 
@@ -36,6 +36,7 @@ pub(super) struct Applier<M: StateMachine> {
     snapshot_jobs: Sender<SnapshotJob>,
     snapshots: Arc<SnapshotStore>,
     shared: Arc<Shared>,
+    observer: Option<(NodeId, Arc<dyn Observer>)>,
 }
 
 impl<M: StateMachine> Applier<M> {
@@ -46,8 +47,12 @@ impl<M: StateMachine> Applier<M> {
         snapshot_jobs: Sender<SnapshotJob>,
         snapshots: Arc<SnapshotStore>,
         shared: Arc<Shared>,
+        observer: Option<(NodeId, Arc<dyn Observer>)>,
     ) -> Applier<M> {
-        Applier { machine, applied, reads: VecDeque::new(), jobs, snapshot_jobs, snapshots, shared }
+        if let Some((node, observer)) = &observer {
+            observer.restored(*node, applied);
+        }
+        Applier { machine, applied, reads: VecDeque::new(), jobs, snapshot_jobs, snapshots, shared, observer }
     }
 
     /// Works until the owner hangs up.
@@ -72,12 +77,17 @@ impl<M: StateMachine> Applier<M> {
     }
 
     fn apply(&mut self, entries: Vec<Entry>, mut proposals: VecDeque<PendingProposal<M>>) {
-        for Entry { index, term, kind, data } in entries {
+        for entry in entries {
+            if let Some((node, observer)) = &self.observer {
+                observer.applies(*node, &entry);
+            }
+            let Entry { index, term, kind, data } = entry;
             let output = match kind {
                 EntryKind::Command => Some(self.machine.apply(index, term, &data)),
                 EntryKind::Noop => None,
             };
             self.applied = SnapshotMeta { index, term };
+            self.show_state();
             while let Some(proposal) = proposals.pop_front_if(|p| p.index < index) {
                 proposal.reply.answer(Err(ProposeError::Indefinite));
             }
@@ -96,8 +106,23 @@ impl<M: StateMachine> Applier<M> {
         self.machine.restore(&mut content).map_err(|source| RaftError::Restore { index, source })?;
         content.finish()?;
         self.applied = snapshot;
+        if let Some((node, observer)) = &self.observer {
+            observer.restored(*node, snapshot);
+        }
+        self.show_state();
         self.publish();
         Ok(())
+    }
+
+    fn show_state(&mut self) {
+        let Some((node, observer)) = &self.observer else { return };
+        if observer.wants_state(*node, self.applied.index) {
+            let mut content = Vec::new();
+            // Writing to memory cannot fail; a view that fails by itself will fail as a snapshot, too, and be reported there.
+            if self.machine.snapshot().write_to(&mut content).is_ok() {
+                observer.state(*node, self.applied.index, &content);
+            }
+        }
     }
 
     fn publish(&self) {

@@ -172,6 +172,7 @@ impl Group {
             snapshot_jobs.clone(),
             Arc::clone(&snapshots),
             Arc::clone(&shared),
+            config.observer.clone().map(|observer| (core.id(), observer)),
         );
         let keeper = SnapshotKeeper {
             snapshots,

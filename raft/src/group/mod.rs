@@ -32,6 +32,7 @@ mod reply;
 mod snapshots;
 mod traits;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::core;
@@ -41,7 +42,7 @@ pub use handle::{Group, GroupHandle, GroupStatus};
 pub use incoming::{IncomingError, SnapshotHeader};
 pub use recovery::Storage;
 pub use reply::{ProposeError, ReadError};
-pub use traits::{LogStore, Sent, SnapshotTransfer, SnapshotView, StateMachine, Transport};
+pub use traits::{LogStore, Observer, Sent, SnapshotTransfer, SnapshotView, StateMachine, Transport};
 
 /// Settings of one member.
 #[derive(Debug, Clone)]
@@ -64,6 +65,8 @@ pub struct GroupConfig {
     pub log_keep_entries: u64,
     /// And at most so many bytes of them. Default 16 MiB.
     pub log_keep_bytes: u64,
+    /// Who watches. Default nobody.
+    pub observer: Option<Arc<dyn Observer>>,
 }
 
 impl GroupConfig {
@@ -78,6 +81,7 @@ impl GroupConfig {
             snapshot_log_entries: 1_000_000,
             log_keep_entries: 10_000,
             log_keep_bytes: 16 << 20,
+            observer: None,
         }
     }
 

@@ -280,6 +280,9 @@ impl<M: StateMachine> Owner<M> {
         if (self.soft_state.leader, self.soft_state.term) != (leader, term) {
             log::info!("node {}: {role:?} in term {term}, leader {leader:?}", self.core.id());
         }
+        if let Some(observer) = &self.config.observer {
+            observer.part(self.core.id(), soft_state);
+        }
         self.soft_state = soft_state;
         self.shared.publish(soft_state);
         if role == Role::Leader {

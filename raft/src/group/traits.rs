@@ -6,7 +6,7 @@ use std::io::{self, Read, Write};
 use bytes::Bytes;
 
 use super::incoming::SnapshotHeader;
-use crate::core::Message;
+use crate::core::{Message, SoftState};
 use crate::core::types::{Entry, HardState, Index, NodeId, SnapshotMeta, Term};
 use crate::wal::{Wal, WalError};
 
@@ -105,6 +105,25 @@ impl Drop for SnapshotTransfer {
     fn drop(&mut self) {
         self.end(false);
     }
+}
+
+/// Watches members from inside, for simulations and tests: what several members do can be compared, which no member can. It is called
+/// by the members' own activities, and must not wait.
+pub trait Observer: std::fmt::Debug + Send + Sync {
+    /// A member has another part, leader or term.
+    fn part(&self, node: NodeId, state: SoftState);
+
+    /// A member is about to apply an entry.
+    fn applies(&self, node: NodeId, entry: &Entry);
+
+    /// A member has taken a snapshot in place of its state, also as it starts: it has applied all up to there.
+    fn restored(&self, node: NodeId, snapshot: SnapshotMeta);
+
+    /// Whether the state after the entry at `index` is to be shown.
+    fn wants_state(&self, node: NodeId, index: Index) -> bool;
+
+    /// A member's state after the entry at `index`, as in a snapshot.
+    fn state(&self, node: NodeId, index: Index, content: &[u8]);
 }
 
 /// Where the log is kept. One activity owns it. Any error is fatal: what is on disk is not known any more.
