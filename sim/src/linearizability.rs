@@ -268,7 +268,8 @@ mod tests {
         assert!(is_legal(&[entry(Write(1), 0, None), entry(Read(0), 5, 6)]));
         assert!(is_legal(&[entry(Write(1), 0, None), entry(Read(0), 5, 6), entry(Read(1), 7, 8)]));
         assert!(!is_legal(&[entry(Read(1), 0, 1), entry(Write(1), 2, None)]));
-        let twice = [entry(Write(1), 0, None), entry(Read(1), 1, 2), entry(Write(2), 3, 4), entry(Read(1), 5, 6)];
+        let twice =
+            [entry(Write(1), 0, None), entry(Read(1), 1, 2), entry(Write(2), 3, 4), entry(Read(1), 5, 6)];
         assert!(!is_legal(&twice));
     }
 

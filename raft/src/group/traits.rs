@@ -6,8 +6,8 @@ use std::io::{self, Read, Write};
 use bytes::Bytes;
 
 use super::incoming::SnapshotHeader;
-use crate::core::{Message, SoftState};
 use crate::core::types::{Entry, HardState, Index, NodeId, SnapshotMeta, Term};
+use crate::core::{Message, SoftState};
 use crate::wal::{Wal, WalError};
 
 /// The replicated state. It is owned by one activity, which calls it in log order.

@@ -1,0 +1,427 @@
+//! One run: the cluster is started, clients work while the plan's faults come, then the faults stop and a majority must get on with it, and
+//! in the end everything that was seen is checked.
+
+use crate::clients::{Traffic, read_all, work};
+use crate::plan::{Fault, Profile, Step, Target, draw};
+use crate::watch::Watch;
+use squall_kvserver::clerk::Clerk;
+use squall_kvserver::config::ClusterConfig;
+use squall_kvserver::node::Node;
+use squall_raft::core::types::NodeId;
+use squall_raft::group::Observer;
+use squall_sim::{Conditions, DiskFaults, Host, Line, Process, Random, Simulation, World};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+const PASSWORD: &str = "secret";
+/// How long a majority may take to do a write once nothing goes wrong any more: some elections, and the clients' own pauses.
+const RECOVERY_MAX: Duration = Duration::from_secs(30);
+/// How long all nodes together may take to be at the same entry.
+const CATCH_UP_MAX: Duration = Duration::from_secs(60);
+
+/// What to run.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The kinds of faults.
+    pub profile: Profile,
+    /// How long clients work and faults come, in simulated time.
+    pub length: Duration,
+    /// How many nodes.
+    pub nodes: u64,
+    /// These faults and no others.
+    pub steps: Option<Vec<Step>>,
+    /// Every event becomes a line of the timeline.
+    pub detailed: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            profile: Profile::Swarm,
+            length: Duration::from_secs(60),
+            nodes: 3,
+            steps: None,
+            detailed: false,
+        }
+    }
+}
+
+/// What came of a run.
+#[derive(Debug)]
+pub struct Report {
+    /// The seed.
+    pub seed: u64,
+    /// What is wrong; empty if all is well.
+    pub failures: Vec<String>,
+    /// The faults that were planned.
+    pub steps: Vec<Step>,
+    /// The digest of everything that happened.
+    pub digest: u64,
+    /// How many events are in it.
+    pub events: u64,
+    /// Operations of clients that returned, and those of which nobody knows.
+    pub operations: (u64, u64),
+    /// Keys whose history the search for an order gave up.
+    pub undecided: usize,
+    /// Terms that had a leader.
+    pub elections: usize,
+    /// How much time passed in the world.
+    pub simulated: Duration,
+    /// How often each kind of fault was made.
+    pub faults: BTreeMap<&'static str, u64>,
+    /// What happened, for people.
+    pub timeline: Vec<Line>,
+}
+
+/// The faults that a seed brings.
+pub fn steps_of(seed: u64, options: &Options) -> Vec<Step> {
+    let drawn = || draw(options.profile, options.nodes, options.length, &mut Random::new(seed, "plan"));
+    options.steps.clone().unwrap_or_else(drawn)
+}
+
+/// Makes the run of a seed.
+pub fn run(seed: u64, options: &Options) -> Report {
+    squall_sim::log_to_timeline(log::LevelFilter::Info);
+    let steps = steps_of(seed, options);
+    let mut random = Random::new(seed, "conditions");
+    let conditions = Conditions {
+        latency: random.duration(Duration::from_micros(50)..Duration::from_millis(3)),
+        sync_latency: random.duration(Duration::from_micros(100)..Duration::from_millis(4)),
+        preemption: if random.chance(0.5) { 0.0 } else { 0.1 },
+    };
+    let snapshot_log_bytes = *random.choice(&[3 << 10, 12 << 10, 50 << 10, 1 << 20]);
+    let simulation = Simulation::new(seed).conditions(conditions);
+    let simulation = if options.detailed { simulation.detailed() } else { simulation };
+    let (planned, nodes, length) = (steps.clone(), options.nodes, options.length);
+    let outcome = simulation.run(move |world| scenario(world, nodes, length, &planned, snapshot_log_bytes));
+    let mut report = Report {
+        seed,
+        failures: outcome.failures,
+        steps,
+        digest: outcome.digest,
+        events: outcome.events,
+        operations: (0, 0),
+        undecided: 0,
+        elections: 0,
+        simulated: outcome.simulated,
+        faults: outcome.faults,
+        timeline: outcome.timeline,
+    };
+    match outcome.result {
+        Ok(seen) => {
+            report.failures.extend(seen.failures);
+            (report.operations, report.undecided, report.elections) =
+                (seen.operations, seen.undecided, seen.elections);
+        }
+        Err(panic) => report.failures.push(format!("the scenario panicked: {panic}")),
+    }
+    report
+}
+
+struct Seen {
+    failures: Vec<String>,
+    operations: (u64, u64),
+    undecided: usize,
+    elections: usize,
+}
+
+/// A node's machine, and the program that runs there.
+struct Member {
+    id: NodeId,
+    host: Host,
+    process: Mutex<Option<Process>>,
+}
+
+impl Member {
+    fn process(&self) -> Option<Process> {
+        self.process.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Everything that the activities of a scenario share.
+struct Cluster {
+    world: World,
+    members: Vec<Arc<Member>>,
+    watch: Arc<Watch>,
+    traffic: Arc<Traffic>,
+    /// Nothing goes wrong any more.
+    calm: AtomicBool,
+}
+
+fn make_config(hosts: &[Host], snapshot_log_bytes: u64) -> ClusterConfig {
+    let mut text = format!("password={PASSWORD}\n");
+    for (index, host) in hosts.iter().enumerate() {
+        text +=
+            &format!("node{index}ip={}\nnode{index}port=7000\nnode{index}redisport=6379\n", host.address());
+        text += &format!("node{index}adminport=8080\n");
+    }
+    let mut config = ClusterConfig::parse(Path::new("sim.conf"), &text)
+        .unwrap_or_else(|error| panic!("the scenario's own configuration: {error}"));
+    // Below what a file may say: snapshots and compaction must happen all the time.
+    config.settings.snapshot_log_bytes = snapshot_log_bytes;
+    config
+}
+
+fn scenario(world: &World, nodes: u64, length: Duration, steps: &[Step], snapshot_log_bytes: u64) -> Seen {
+    let hosts: Vec<Host> = (1..=nodes).map(|id| world.add_host(&format!("node{id}"))).collect();
+    let config = make_config(&hosts, snapshot_log_bytes);
+    world.note(format!("snapshots are taken after {snapshot_log_bytes} bytes of log"));
+    let members = (1..).zip(hosts).map(|(id, host)| Arc::new(Member { id, host, process: Mutex::new(None) }));
+    let cluster = Arc::new(Cluster {
+        world: world.clone(),
+        members: members.collect(),
+        watch: Arc::default(),
+        traffic: Arc::new(Traffic::new(config, PASSWORD)),
+        calm: AtomicBool::new(false),
+    });
+    for member in &cluster.members {
+        let (cluster, member) = (Arc::clone(&cluster), Arc::clone(member));
+        squall_hook::spawn(move || supervise(&cluster, &member));
+    }
+    const CLIENTS: usize = 6;
+    let clients: Vec<Process> = (0..CLIENTS)
+        .map(|client| {
+            let (traffic, inner) = (Arc::clone(&cluster.traffic), world.clone());
+            let host = world.add_host(&format!("client{client}"));
+            host.start("client", move || work(&traffic, &inner, client, client % 3 == 2))
+        })
+        .collect();
+
+    for step in steps {
+        std::thread::sleep(step.at.saturating_sub(world.now()));
+        make(&cluster, step.fault);
+    }
+    std::thread::sleep(length.saturating_sub(world.now()));
+
+    let mut failures = calm_down(&cluster);
+    cluster.traffic.stop.store(true, Ordering::Relaxed);
+    for client in &clients {
+        client.wait();
+    }
+    if failures.is_empty() && !read_all(&cluster.traffic, world, CLIENTS) {
+        failures.push("after everything had calmed down, a key could not be read".into());
+    }
+    failures.extend(cluster.watch.violations());
+    let nonsense = cluster.traffic.nonsense.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    failures.extend(nonsense);
+    let (illegal, undecided) = cluster.traffic.history.check();
+    failures.extend(illegal);
+    Seen {
+        failures,
+        operations: cluster.traffic.history.counts(),
+        undecided: undecided.len(),
+        elections: cluster.watch.elections(),
+    }
+}
+
+/// Starts a node whenever its machine has power and it does not run, as an operating system's service manager does.
+fn supervise(cluster: &Cluster, member: &Member) {
+    let mut random = cluster.world.random(&format!("supervisor of node {}", member.id));
+    loop {
+        if !member.host.is_up() {
+            std::thread::sleep(Duration::from_millis(10));
+            continue;
+        }
+        let (config, watch, id) = (cluster.traffic.config.clone(), Arc::clone(&cluster.watch), member.id);
+        watch.starts(id);
+        let process = member.host.start("node", move || {
+            let observer: Arc<dyn Observer> = watch;
+            let ended = Node::start_observed(&config, id, Path::new("/data"), Some(observer))
+                .and_then(|node| node.wait());
+            if let Err(error) = ended {
+                log::error!("{error}");
+            }
+        });
+        *member.process.lock().unwrap_or_else(PoisonError::into_inner) = Some(process.clone());
+        process.wait();
+        let longest = if cluster.calm.load(Ordering::Relaxed) { 200 } else { 3_000 };
+        std::thread::sleep(Duration::from_millis(random.below(longest)));
+    }
+}
+
+impl Cluster {
+    fn find(&self, target: Target) -> &Arc<Member> {
+        let leader = self.watch.leader();
+        let is_meant = |member: &&Arc<Member>| match target {
+            Target::Node(id) => member.id == id,
+            Target::Leader => leader.is_none_or(|leader| member.id == leader),
+            Target::Follower => leader != Some(member.id),
+        };
+        self.members.iter().find(is_meant).unwrap_or(&self.members[0])
+    }
+
+    fn pairs(&self) -> Vec<(&Host, &Host)> {
+        let hosts: Vec<&Host> = self.members.iter().map(|member| &member.host).collect();
+        let pairs = hosts.iter().flat_map(|from| hosts.iter().map(|to| (*from, *to)));
+        pairs.filter(|(from, to)| from.address() != to.address()).collect()
+    }
+
+    /// Does something later, unless everything has calmed down by then.
+    fn later(self: &Arc<Self>, after: Duration, undo: impl FnOnce(&Self) + Send + 'static) {
+        let cluster = Arc::clone(self);
+        squall_hook::spawn(move || {
+            std::thread::sleep(after);
+            if !cluster.calm.load(Ordering::Relaxed) {
+                undo(&cluster);
+            }
+        });
+    }
+
+    /// Cuts ways between nodes for a time.
+    fn cut(self: &Arc<Self>, is_meant: impl Fn(&Host, &Host) -> bool, time: Duration, fault: &'static str) {
+        self.world.count_fault(fault);
+        let cuts: Vec<(Host, Host)> = self
+            .pairs()
+            .into_iter()
+            .filter(|(from, to)| is_meant(from, to))
+            .map(|(from, to)| (from.clone(), to.clone()))
+            .collect();
+        for (from, to) in &cuts {
+            self.world.cut(from, to);
+        }
+        self.later(time, move |cluster| {
+            cluster.world.note(format!("the cut ends ({fault})"));
+            for (from, to) in &cuts {
+                cluster.world.mend(from, to);
+            }
+        });
+    }
+
+    fn set_links(self: &Arc<Self>, latency: Duration, loss: f64, time: Duration, fault: &'static str) {
+        self.world.count_fault(fault);
+        let set = |cluster: &Self, latency, loss| {
+            for (from, to) in cluster.pairs() {
+                cluster.world.set_link(from, to, latency, loss);
+            }
+        };
+        set(self, latency, loss);
+        self.later(time, move |cluster| {
+            cluster.world.note(format!("the links are good again ({fault})"));
+            set(cluster, Duration::from_micros(200), 0.0);
+        });
+    }
+
+    fn set_disk(self: &Arc<Self>, target: Target, faults: DiskFaults, time: Duration) {
+        let host = self.find(target).host.clone();
+        host.set_disk_faults(faults);
+        self.later(time, move |_| host.set_disk_faults(DiskFaults::default()));
+    }
+
+    fn unplug(self: &Arc<Self>, host: Host, time: Duration) {
+        if host.is_up() {
+            host.power_off();
+            self.later(time, move |_| host.power_on());
+        }
+    }
+}
+
+/// Makes a fault.
+fn make(cluster: &Arc<Cluster>, fault: Fault) {
+    cluster.world.note(format!("fault: {fault}"));
+    let is = |host: &Host, target: Target| host.address() == cluster.find(target).host.address();
+    match fault {
+        Fault::Kill(target) => {
+            if let Some(process) = cluster.find(target).process() {
+                process.kill();
+            }
+        }
+        Fault::KillInCall(target, calls) => {
+            if let Some(process) = cluster.find(target).process() {
+                process.kill_after(calls);
+            }
+        }
+        Fault::Unplug(target, time) => cluster.unplug(cluster.find(target).host.clone(), time),
+        Fault::UnplugAll(time) => {
+            for member in &cluster.members {
+                cluster.unplug(member.host.clone(), time);
+            }
+        }
+        Fault::Pause(target, time) => {
+            if let Some(process) = cluster.find(target).process() {
+                process.pause();
+                cluster.later(time, move |_| process.resume());
+            }
+        }
+        Fault::Isolate(node, time) => {
+            cluster.cut(|from, to| is(from, node) || is(to, node), time, "isolation")
+        }
+        Fault::Mute(node, time) => cluster.cut(|from, _| is(from, node), time, "one-way cut"),
+        Fault::Deafen(node, time) => cluster.cut(|_, to| is(to, node), time, "one-way cut"),
+        Fault::Unlink(one, other, time) => {
+            let joins =
+                |from: &Host, to: &Host| is(from, one) && is(to, other) || is(from, other) && is(to, one);
+            cluster.cut(joins, time, "partial cut");
+        }
+        Fault::Scatter(time) => cluster.cut(|_, _| true, time, "full cut"),
+        Fault::SlowLinks(ms, time) => cluster.set_links(Duration::from_millis(ms), 0.0, time, "slow links"),
+        Fault::LossyLinks(percent, time) => {
+            cluster.set_links(Duration::from_millis(1), percent as f64 / 100.0, time, "lossy links");
+        }
+        Fault::SlowDisk(node, times, time) => {
+            cluster.world.count_fault("slow disk");
+            cluster.set_disk(node, DiskFaults { slowness: times as f64, ..DiskFaults::default() }, time);
+        }
+        Fault::FailingSyncs(node, time) => {
+            cluster.set_disk(node, DiskFaults { sync_error: 0.3, ..DiskFaults::default() }, time);
+        }
+        Fault::FailingWrites(node, time) => {
+            cluster.set_disk(node, DiskFaults { write_error: 0.1, ..DiskFaults::default() }, time);
+        }
+        Fault::FullDisk(node, time) => {
+            cluster.set_disk(node, DiskFaults { capacity_bytes: 0, ..DiskFaults::default() }, time);
+        }
+        Fault::Clock(node, ahead_ms, drift_ppm) => cluster.find(node).host.set_clock(ahead_ms, drift_ppm),
+    }
+}
+
+/// Ends all faults, and demands progress: first of a random majority, then of all.
+fn calm_down(cluster: &Arc<Cluster>) -> Vec<String> {
+    let world = &cluster.world;
+    let mut random = world.random("majority");
+    world.note("the faults are over; a majority must get on with it");
+    cluster.calm.store(true, Ordering::Relaxed);
+    world.mend_all();
+    let mut members: Vec<&Arc<Member>> = cluster.members.iter().collect();
+    random.shuffle(&mut members);
+    let (others, majority) = members.split_at((members.len() - 1) / 2);
+    for member in &cluster.members {
+        member.host.set_disk_faults(DiskFaults::default());
+        if !member.host.is_up() {
+            member.host.power_on();
+        }
+        if let Some(process) = member.process() {
+            process.resume();
+        }
+    }
+    let some: Vec<&Host> = others.iter().map(|member| &member.host).collect();
+    let rest: Vec<&Host> = majority.iter().map(|member| &member.host).collect();
+    world.separate(&some, &rest);
+    let began = world.now();
+    if !write_within(cluster, RECOVERY_MAX) {
+        return vec![format!("a majority without faults did no write within {RECOVERY_MAX:?}")];
+    }
+    let took = world.now() - began;
+    world.note(format!("a majority writes again after {took:?}; now all nodes"));
+    world.mend_all();
+    let until = world.now() + CATCH_UP_MAX;
+    loop {
+        let applied = cluster.watch.applied();
+        let first = applied.values().next().copied();
+        if applied.len() == cluster.members.len() && applied.values().all(|index| Some(*index) == first) {
+            world.note(format!("all nodes are at entry {}", first.unwrap_or(0)));
+            return Vec::new();
+        }
+        if world.now() > until {
+            return vec![format!("the nodes are at different entries for {CATCH_UP_MAX:?}: {applied:?}")];
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn write_within(cluster: &Cluster, limit: Duration) -> bool {
+    Clerk::new(&cluster.traffic.config)
+        .is_ok_and(|clerk| clerk.with_timeout(limit).put("progress", "1").is_ok())
+}
