@@ -15,6 +15,8 @@ impl Errno {
     pub const BADF: Errno = Errno(libc::EBADF);
     /// The fiber has been cancelled.
     pub const CANCELED: Errno = Errno(libc::ECANCELED);
+    /// A signal came.
+    pub const INTR: Errno = Errno(libc::EINTR);
     /// Invalid argument.
     pub const INVAL: Errno = Errno(libc::EINVAL);
     /// The operation goes on.

@@ -52,6 +52,7 @@ use squall_fiber::{Scheduler, SchedulerConfig};
 static CONSTRUCTOR: extern "C" fn() = {
     extern "C" fn construct() {
         real::resolve_all();
+        real_os::accept::watch_forks();
         squall_fiber::set_default_scheduler(default_scheduler);
     }
     construct

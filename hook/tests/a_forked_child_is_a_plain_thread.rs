@@ -4,6 +4,7 @@
 use squall_hook as _;
 use squall_iomanager::IoManager;
 use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -105,4 +106,26 @@ fn a_child_of_a_plain_thread_leaves_the_parent_alone() {
     assert_eq!(status, Some(0));
     far.write_all(b"2").unwrap();
     assert_eq!(&fiber.join().unwrap(), b"12");
+}
+
+#[test]
+fn fibers_accept_after_a_fork() {
+    let status = fork(|| {
+        // SAFETY: ends the child at once.
+        unsafe { libc::_exit(0) };
+    });
+    assert_eq!(status, Some(0));
+    let manager = IoManager::new(1, false).unwrap();
+    // From now on any socket may be another process's, too: the call is made on the pool, and the worker must go on meanwhile.
+    let fiber = manager.spawn(|| {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let client = squall_hook::spawn(move || {
+            (0..10).for_each(|_| drop(TcpStream::connect(address).unwrap()));
+        });
+        (0..10).for_each(|_| drop(listener.accept().unwrap()));
+        client.join().unwrap();
+    });
+    manager.stop();
+    fiber.join().unwrap();
 }

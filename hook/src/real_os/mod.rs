@@ -5,7 +5,7 @@
 //! was sent the descriptor. Only when a call would block is the kernel asked whether the user wants that (O_NONBLOCK) and for
 //! how long (SO_RCVTIMEO, SO_SNDTIMEO); the answer is remembered as long as it cannot be out of date (see `wait.rs`).
 //!
-//! `accept`, `connect` and `sendfile` have no such flag: see [`window`].
+//! `accept` has no such flag: see [`accept`]. Neither have `connect` and `sendfile`: see [`window`].
 
 pub(crate) mod accept;
 pub(crate) mod child;
@@ -14,6 +14,7 @@ pub(crate) mod control;
 mod file;
 pub(crate) mod kind;
 mod poll;
+pub(crate) mod pool;
 mod socket;
 pub(crate) mod wait;
 pub(crate) mod window;
@@ -42,8 +43,8 @@ impl Os for RealOs {
         connect::connect(current, fd, address)
     }
 
-    fn accept(&self, _: Current<'_>, fd: RawFd, peer: AddressMut, flags: i32) -> Result<RawFd> {
-        accept::accept(fd, peer, flags)
+    fn accept(&self, current: Current<'_>, fd: RawFd, peer: AddressMut, flags: i32) -> Result<RawFd> {
+        accept::accept(current, fd, peer, flags)
     }
 
     fn receive(

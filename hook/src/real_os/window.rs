@@ -1,4 +1,4 @@
-//! O_NONBLOCK for the length of one call that has no flag of its own for it: `accept`, `connect`, `sendfile`.
+//! O_NONBLOCK for the length of one call that has no flag of its own for it: `connect`, `sendfile`.
 //!
 //! The flag belongs to the open file, so whoever has the same file (other workers, duplicates) could see it meanwhile, take it for the
 //! user's, or have a change of their own undone. All in this process that looks at the flag or changes it passes through here. A forked
@@ -17,10 +17,11 @@ use std::os::fd::RawFd;
 static OPENED: AtomicUsize = AtomicUsize::new(0);
 static CLOSED: AtomicUsize = AtomicUsize::new(0);
 
-/// Held by whoever changes the flags of a file, by the number of its inode: duplicates share it as they share the flags.
-static CHANGING: [Lock<()>; 64] = [const { Lock::new(()) }; 64];
+/// Held by whoever changes the flags of a file, or must not be surprised in a call, by the number of its inode: duplicates share it as
+/// they share the flags. What it guards is the count of plain threads that are in a blocking `accept` of such a file.
+static TURNS: [Lock<usize>; 64] = [const { Lock::new(0) }; 64];
 
-fn changing(fd: RawFd) -> &'static Lock<()> {
+pub(super) fn turns(fd: RawFd) -> &'static Lock<usize> {
     let mut stat = MaybeUninit::<libc::stat>::uninit();
     // SAFETY: fstat fills the struct it is given, or fails.
     let inode = unsafe {
@@ -30,13 +31,13 @@ fn changing(fd: RawFd) -> &'static Lock<()> {
             _ => 0,
         }
     };
-    &CHANGING[inode as usize % CHANGING.len()]
+    &TURNS[inode as usize % TURNS.len()]
 }
 
 /// Makes a call with O_NONBLOCK set. It does not wait, so no fiber of this worker sees the change, and it is gone before anybody could
 /// inherit it.
 pub(super) fn without_blocking<T>(fd: RawFd, call: impl FnOnce() -> T) -> Result<T> {
-    let _changing = changing(fd).lock();
+    let _changing = turns(fd).lock();
     let flags = get(fd)?;
     OPENED.fetch_add(1, Ordering::SeqCst);
     let answer = set(fd, flags | libc::O_NONBLOCK).map(|()| call());
@@ -53,7 +54,7 @@ pub(crate) fn flags(fd: RawFd) -> Result<c_int> {
         return Ok(flags);
     }
     // There may be windows all the time, but no more than one for this file.
-    let _changing = changing(fd).lock();
+    let _changing = turns(fd).lock();
     get(fd)
 }
 
@@ -74,7 +75,7 @@ impl Witness {
 
 /// Makes a change to the flags that no window's end undoes.
 pub(crate) fn change<T>(fd: RawFd, change: impl FnOnce() -> T) -> T {
-    let _changing = (!is_forked_child()).then(|| changing(fd).lock());
+    let _changing = (!is_forked_child()).then(|| turns(fd).lock());
     change()
 }
 

@@ -87,7 +87,7 @@ pub(super) unsafe extern "C" fn pipe(pair: *mut c_int) -> c_int {
 pub(super) unsafe extern "C" fn fcntl(fd: c_int, command: c_int, argument: c_ulong) -> c_int {
     in_fiber_or!(|current, os| answer_int(os.control(current, fd, command, argument)), || answer_int(
         control(fd, command, argument)
-    ),)
+    ))
 }
 
 /// As `fcntl`; what programs compiled for large files call.

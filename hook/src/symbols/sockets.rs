@@ -90,7 +90,7 @@ pub(super) unsafe extern "C" fn accept4(
     let peer = || AddressMut { address, length };
     in_fiber_or!(|current, os| answer_int(os.accept(current, fd, peer(), flags)), || answer_int(
         accept_in_thread(fd, peer(), flags)
-    ),)
+    ))
 }
 
 #[unsafe(no_mangle)]
