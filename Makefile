@@ -1,5 +1,6 @@
 # Everything in release, programs in bin/. Nothing but Rust and a C linker is needed.
-PROGRAMS = kvserver kvctl test_hook test_iomanager test_scheduler simple_stress_test micro_bench
+PROGRAMS = kvserver kvctl test_hook test_iomanager test_scheduler simple_stress_test \
+	runtime_bench bench_squall bench_threads bench_epoll bench_load
 
 .PHONY: all run test compat bench perf clean
 
@@ -17,11 +18,18 @@ test:
 compat:
 	cargo test --manifest-path compat/Cargo.toml
 
+# Against the peers; figures to perf/results. `make bench BENCH="--only yield,echo"` for a part (`bin/runtime_bench --help`).
+# A target folder of their own even if CARGO_TARGET_DIR is set: two workspaces would overwrite each other's libsquall_hook.rlib.
+PEERS = cargo build --release --manifest-path perf/peers/Cargo.toml --target-dir perf/peers/target
 bench: all
-	bin/micro_bench
+	$(PEERS)
+	$(PEERS) -p bench_open_coroutine || echo "SKIPPED: open-coroutine does not build here"
+	if command -v go >/dev/null; then cd perf/peers/go && go build -o ../target/release/bench_go .; \
+		else echo "SKIPPED: Go is not installed"; fi
+	bin/runtime_bench --out perf/results $(BENCH)
 
 perf: all
-	perf record -F 499 --call-graph fp -o target/perf.data bin/micro_bench && perf report -i target/perf.data --no-children --stdio | head -60
+	perf record -F 499 --call-graph fp -o target/perf.data bin/runtime_bench --quick --runtimes squall && perf report -i target/perf.data --no-children --stdio | head -60
 
 clean:
-	cargo clean && rm -rf bin compat/target
+	cargo clean && rm -rf bin compat/target perf/peers/target

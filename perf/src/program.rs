@@ -1,0 +1,224 @@
+//! Finding the benchmark programs and running them, pinned to processors and within a time limit.
+
+use anyhow::{Context, bail};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use serde::{Deserialize, Serialize};
+use squall_bench_harness::{HookFigure, Measured, Test};
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// The exit code of a program whose runtime cannot do what it was told to (see the harness).
+const CANNOT: i32 = 3;
+
+/// The programs that are built, and the processors that they get.
+#[derive(Debug)]
+pub struct Programs {
+    folders: Vec<PathBuf>,
+    /// The processor of everything that is measured on one.
+    cpu: usize,
+    /// Longest that one run may take.
+    limit: Duration,
+}
+
+/// What the client of an echo server has measured.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Echo {
+    /// Echoes that have come back.
+    pub requests: u64,
+    /// The same per second.
+    pub requests_per_s: f64,
+    /// The middle latency.
+    pub p50_us: f64,
+    /// The latency of the slowest hundredth.
+    pub p99_us: f64,
+    /// The server's processor time per request in its own code.
+    pub server_user_us: f64,
+    /// The same in the kernel.
+    pub server_system_us: f64,
+    /// The client's processor time per request, of both kinds.
+    pub client_cpu_us: f64,
+}
+
+/// Ends the process when the run is over, however it ends.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Programs {
+    /// Those in `folders`, the first that has a program counts; pinned to `cpu`.
+    pub fn new(folders: Vec<PathBuf>, cpu: usize, limit: Duration) -> Self {
+        Self { folders, cpu, limit }
+    }
+
+    /// Where a program is, if it has been built.
+    pub fn find(&self, name: &str) -> Option<PathBuf> {
+        self.folders.iter().map(|folder| folder.join(name)).find(|path| path.is_file())
+    }
+
+    /// Starts a program on the measured processor alone or, for more than one worker, on all. A child inherits the affinity of the
+    /// thread that starts it.
+    fn start(&self, program: &str, arguments: &[String], workers: usize) -> anyhow::Result<Killed> {
+        let path = self.find(program).with_context(|| format!("{program} is not built"))?;
+        let own = sched_getaffinity(None).context("asking for the affinity")?;
+        if workers == 1 {
+            let mut one = CpuSet::new();
+            one.set(self.cpu);
+            sched_setaffinity(None, &one).with_context(|| format!("pinning to processor {}", self.cpu))?;
+        }
+        let child = Command::new(&path)
+            .args(arguments)
+            // open-coroutine's hooks are a shared library, which cargo leaves there.
+            .env("LD_LIBRARY_PATH", path.with_file_name("deps"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("starting {}", path.display()));
+        sched_setaffinity(None, &own).context("restoring the affinity")?;
+        Ok(Killed(child?))
+    }
+
+    /// Waits for a program to end. `None`: its runtime cannot do this. What it prints must fit into a pipe.
+    fn output(&self, program: &str, arguments: &[String], workers: usize) -> anyhow::Result<Option<String>> {
+        let mut child = self.start(program, arguments, workers)?;
+        let deadline = Instant::now() + self.limit;
+        let status = loop {
+            match child.0.try_wait()? {
+                Some(status) => break status,
+                None if Instant::now() > deadline => bail!("took more than {} s", self.limit.as_secs()),
+                None => thread::sleep(Duration::from_millis(5)),
+            }
+        };
+        let mut text = String::new();
+        if status.success() {
+            child.0.stdout.take().context("a pipe")?.read_to_string(&mut text)?;
+            return Ok(Some(text));
+        }
+        if status.code() == Some(CANNOT) {
+            return Ok(None);
+        }
+        child.0.stderr.take().context("a pipe")?.read_to_string(&mut text)?;
+        let last_line = text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("without a word");
+        bail!("{status}: {last_line}")
+    }
+
+    /// Runs a test once.
+    ///
+    /// # Errors
+    /// When the program is missing, fails, or takes too long.
+    pub fn run(
+        &self,
+        program: &str,
+        variant: &str,
+        test: Test,
+        count: u64,
+        workers: usize,
+    ) -> anyhow::Result<Option<Measured>> {
+        let Some(line) = self.output(program, &arguments(test, variant, count, workers), workers)? else {
+            return Ok(None);
+        };
+        Ok(Some(serde_json::from_str(&line).with_context(|| format!("{program} printed {line:?}"))?))
+    }
+
+    /// Starts an echo server, puts load on it from the same processor (from any, with more than one worker), ends it.
+    ///
+    /// # Errors
+    /// When a program is missing or fails, or the server does not answer.
+    pub fn echo(
+        &self,
+        program: &str,
+        variant: &str,
+        workers: usize,
+        connections: usize,
+        seconds: f64,
+    ) -> anyhow::Result<Option<Echo>> {
+        let mut server = self.start(program, &arguments(Test::Echo, variant, 0, workers), workers)?;
+        let mut stdout: BufReader<ChildStdout> = BufReader::new(server.0.stdout.take().context("a pipe")?);
+        let mut address = String::new();
+        if stdout.read_line(&mut address)? == 0 {
+            return match server.0.wait()?.code() {
+                Some(CANNOT) => Ok(None),
+                code => bail!("the server ended with {code:?}"),
+            };
+        }
+        let load = [
+            address.trim().to_owned(),
+            format!("--server={}", server.0.id()),
+            format!("--connections={connections}"),
+            format!("--seconds={seconds}"),
+        ];
+        let line = self.output("bench_load", &load, workers)?.context("the client says nothing")?;
+        Ok(Some(serde_json::from_str(&line).with_context(|| format!("bench_load printed {line:?}"))?))
+    }
+
+    /// Measures what hooks cost.
+    ///
+    /// # Errors
+    /// When the program is missing or fails.
+    pub fn hooks(&self, turns: u64) -> anyhow::Result<Vec<HookFigure>> {
+        let lines = self.output("bench_hooks", &[turns.to_string()], 1)?.context("it can")?;
+        lines.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
+    }
+}
+
+fn arguments(test: Test, variant: &str, count: u64, workers: usize) -> Vec<String> {
+    let name = serde_json::to_value(test).expect("a name");
+    vec![
+        name.as_str().expect("an enum without fields is a string").to_owned(),
+        format!("--variant={variant}"),
+        format!("--count={count}"),
+        format!("--workers={workers}"),
+    ]
+}
+
+/// The processor to measure on unless told otherwise: the last that may be used, because the first serves most interrupts.
+pub fn default_cpu() -> usize {
+    let allowed = sched_getaffinity(None).unwrap_or_default();
+    (0..CpuSet::MAX_CPU).rfind(|cpu| allowed.is_set(*cpu)).unwrap_or(0)
+}
+
+/// Where programs are: beside this one, and where the peers' workspace puts them unless it shares a target folder with this one.
+pub fn folders(repository: &Path) -> Vec<PathBuf> {
+    let own = std::env::current_exe().ok().and_then(|path| Some(path.parent()?.to_owned()));
+    let peers = repository.join("perf/peers/target/release");
+    own.into_iter().chain([peers, repository.join("target/release")]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_are_those_that_the_programs_take() {
+        let words = arguments(Test::StdPingPong, "private", 10, 1);
+        assert_eq!(words, ["std-ping-pong", "--variant=private", "--count=10", "--workers=1"]);
+    }
+
+    #[test]
+    fn a_missing_program_is_named() {
+        let programs = Programs::new(vec!["/nowhere".into()], default_cpu(), Duration::from_secs(1));
+        let error =
+            programs.run("bench_nothing", "x", Test::Yield, 1, 1).expect_err("there is no such program");
+        assert_eq!(error.to_string(), "bench_nothing is not built");
+    }
+
+    #[test]
+    fn a_program_that_fails_or_hangs_is_an_error_and_ends() {
+        let programs =
+            Programs::new(vec!["/bin".into(), "/usr/bin".into()], default_cpu(), Duration::from_millis(200));
+        let error =
+            programs.output("ls", &["/no/such/folder".into()], 1).expect_err("there is no such folder");
+        assert!(error.to_string().contains("No such file"), "{error}");
+        let error = programs.output("sleep", &["60".into()], 1).expect_err("it takes too long");
+        assert!(error.to_string().contains("took more than"), "{error}");
+    }
+}
