@@ -19,7 +19,7 @@ compat:
 	cargo test --manifest-path compat/Cargo.toml
 
 # Against the peers; figures to perf/results. `make bench BENCH="--only yield,echo"` for a part (`bin/runtime_bench --help`).
-# A target folder of their own even if CARGO_TARGET_DIR is set: two workspaces would overwrite each other's libsquall_hook.rlib.
+# The target folder is named because bin/runtime_bench looks for the peers' programs there.
 PEERS = cargo build --release --manifest-path perf/peers/Cargo.toml --target-dir perf/peers/target
 bench: all
 	$(PEERS)

@@ -17,6 +17,9 @@ use std::time::{Duration, Instant};
 /// Bytes of an echoed message.
 pub const MESSAGE_BYTES: usize = 64;
 
+/// Bytes of an echo server's buffer: more than a message, as servers have it, so that a read which does not fill it tells that there is no more.
+pub const BUFFER_BYTES: usize = 1024;
+
 /// Tasks that one batch of [`Test::SpawnJoin`] starts before it joins the first.
 pub const BATCH: u64 = 1000;
 

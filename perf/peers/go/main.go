@@ -17,7 +17,7 @@ import (
 )
 
 const batch = 1000
-const messageBytes = 64
+const bufferBytes = 1024
 
 type measured struct {
 	Operations  uint64 `json:"operations"`
@@ -182,7 +182,7 @@ func sleep(count uint64) measured {
 
 func serve(connection net.Conn) {
 	defer connection.Close()
-	buffer := make([]byte, messageBytes)
+	buffer := make([]byte, bufferBytes)
 	for {
 		bytes, err := connection.Read(buffer)
 		if err != nil {

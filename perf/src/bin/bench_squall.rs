@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use squall::{Builder, IoManager, JoinHandle, Tls};
-use squall_bench_harness::{BATCH, MESSAGE_BYTES, Measured, Measuring, Runtime, Test, Turn, measure, run};
+use squall_bench_harness::{BATCH, BUFFER_BYTES, Measured, Measuring, Runtime, Test, Turn, measure, run};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::ExitCode;
@@ -15,6 +15,25 @@ struct Squall(Tls);
 
 fn spawn<T: Send + 'static>(tls: Tls, f: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
     Builder::new().tls(tls).spawn(f)
+}
+
+fn ping_pong(tls: Tls, count: u64) -> Measured {
+    let (to, from_us) = squall::sync::unbounded::<u64>();
+    let (back, from_partner) = squall::sync::unbounded::<u64>();
+    let partner = spawn(tls, move || {
+        for number in from_us {
+            back.send(number).expect("the other side listens");
+        }
+    });
+    let measured = measure(count, || {
+        for number in 0..count {
+            to.send(number).expect("the partner listens");
+            assert_eq!(from_partner.recv(), Ok(number));
+        }
+    });
+    drop(to);
+    partner.join().expect("the partner ends");
+    measured
 }
 
 fn std_ping_pong(tls: Tls, count: u64) -> Measured {
@@ -77,6 +96,7 @@ fn test(test: Test, count: u64, tls: Tls) -> Option<Measured> {
                 assert_eq!(sum, BATCH * (BATCH - 1) / 2);
             }
         }),
+        Test::PingPong => ping_pong(tls, count),
         // std's channels keep a thread-local across a wait.
         Test::StdPingPong if tls == Tls::Private => std_ping_pong(tls, count),
         Test::Mutex => {
@@ -94,13 +114,13 @@ fn test(test: Test, count: u64, tls: Tls) -> Option<Measured> {
                 (0..count).map(|_| spawn(tls, || std::thread::sleep(Duration::from_secs(1)))).collect();
             fibers.into_iter().for_each(|fiber| fiber.join().expect("it only sleeps"));
         }),
-        Test::PingPong | Test::StdPingPong | Test::Echo => return None,
+        Test::StdPingPong | Test::Echo => return None,
     })
 }
 
 fn serve(mut connection: TcpStream) -> std::io::Result<()> {
     connection.set_nodelay(true)?;
-    let mut buffer = [0; MESSAGE_BYTES];
+    let mut buffer = [0; BUFFER_BYTES];
     loop {
         match connection.read(&mut buffer)? {
             0 => return Ok(()),

@@ -4,7 +4,7 @@
 
 use rustix::buffer::spare_capacity;
 use rustix::event::epoll;
-use squall_bench_harness::{MESSAGE_BYTES, Measured, Runtime, Test, run};
+use squall_bench_harness::{BUFFER_BYTES, Measured, Runtime, Test, run};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
@@ -14,9 +14,9 @@ struct Epoll;
 
 /// Echoes what has come. False when the client has gone.
 fn echo_once(connection: &mut TcpStream) -> bool {
-    let mut buffer = [0; MESSAGE_BYTES];
+    let mut buffer = [0; BUFFER_BYTES];
     match connection.read(&mut buffer) {
-        // 64 bytes always fit into the socket's buffer of a client that waits for them.
+        // A message always fits into the socket's buffer of a client that waits for them.
         Ok(bytes) if bytes > 0 => connection.write_all(&buffer[..bytes]).is_ok(),
         Err(error) => error.kind() == ErrorKind::WouldBlock,
         Ok(_) => false,

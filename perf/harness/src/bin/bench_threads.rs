@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use squall_bench_harness::{BATCH, MESSAGE_BYTES, Measured, Measuring, Runtime, Test, Turn, measure, run};
+use squall_bench_harness::{BATCH, BUFFER_BYTES, Measured, Measuring, Runtime, Test, Turn, measure, run};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::ExitCode;
@@ -65,7 +65,7 @@ fn parked(count: u64) -> Measured {
 
 fn serve(mut connection: TcpStream) -> std::io::Result<()> {
     connection.set_nodelay(true)?;
-    let mut buffer = [0; MESSAGE_BYTES];
+    let mut buffer = [0; BUFFER_BYTES];
     loop {
         match connection.read(&mut buffer)? {
             0 => return Ok(()),

@@ -2,7 +2,7 @@
 
 use may::coroutine;
 use may::sync::{Condvar, Mutex, mpsc};
-use squall_bench_harness::{BATCH, MESSAGE_BYTES, Measured, Measuring, Runtime, Test, measure, run};
+use squall_bench_harness::{BATCH, BUFFER_BYTES, Measured, Measuring, Runtime, Test, measure, run};
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::fd::{FromRawFd, IntoRawFd};
@@ -118,7 +118,7 @@ impl Runtime for May {
             for mut connection in listener.incoming().flatten() {
                 drop(spawn(move || {
                     connection.set_nodelay(true).expect("a socket option");
-                    let mut buffer = [0; MESSAGE_BYTES];
+                    let mut buffer = [0; BUFFER_BYTES];
                     while let Ok(bytes @ 1..) = connection.read(&mut buffer) {
                         if connection.write_all(&buffer[..bytes]).is_err() {
                             break;

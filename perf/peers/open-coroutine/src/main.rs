@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use open_coroutine::task;
-use squall_bench_harness::{BATCH, MESSAGE_BYTES, Measured, Runtime, Test, measure, run};
+use squall_bench_harness::{BATCH, BUFFER_BYTES, Measured, Runtime, Test, measure, run};
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::process::ExitCode;
@@ -51,7 +51,7 @@ impl Runtime for OpenCoroutine {
                     let _ = task!(
                         |mut connection: std::net::TcpStream| {
                             connection.set_nodelay(true).expect("a socket option");
-                            let mut buffer = [0; MESSAGE_BYTES];
+                            let mut buffer = [0; BUFFER_BYTES];
                             while let Ok(bytes @ 1..) = connection.read(&mut buffer) {
                                 if connection.write_all(&buffer[..bytes]).is_err() {
                                     break;

@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use squall_bench_harness::{BATCH, MESSAGE_BYTES, Measured, Measuring, Runtime, Test, measure, run};
+use squall_bench_harness::{BATCH, BUFFER_BYTES, Measured, Measuring, Runtime, Test, measure, run};
 use std::future::Future;
 use std::net::TcpListener;
 use std::pin::Pin;
@@ -143,7 +143,7 @@ async fn echo(listener: TcpListener) -> std::io::Result<()> {
         let (mut connection, _) = listener.accept().await?;
         connection.set_nodelay(true)?;
         tokio::spawn(async move {
-            let mut buffer = [0; MESSAGE_BYTES];
+            let mut buffer = [0; BUFFER_BYTES];
             while let Ok(bytes @ 1..) = connection.read(&mut buffer).await {
                 if connection.write_all(&buffer[..bytes]).await.is_err() {
                     break;
