@@ -43,7 +43,21 @@ impl Kind {
 #[inline]
 pub(crate) fn pollable(fd: RawFd) -> Option<(Kind, &'static Slot)> {
     let slot = descriptor::slot(fd)?;
-    let kind = match slot.note() {
+    let kind = match of(slot) {
+        Some(kind) => kind,
+        None => {
+            let kind = look(fd)?;
+            slot.set_note(kind as u8);
+            kind
+        }
+    };
+    (kind != Kind::Direct).then_some((kind, slot))
+}
+
+/// The kind as far as it is known.
+#[inline]
+pub(crate) fn of(slot: &Slot) -> Option<Kind> {
+    Some(match slot.note() {
         1 => Kind::Socket,
         2 => Kind::Tcp,
         3 => Kind::NoWait,
@@ -53,13 +67,8 @@ pub(crate) fn pollable(fd: RawFd) -> Option<(Kind, &'static Slot)> {
         7 => Kind::EndedDatagram,
         8 => Kind::LowWater,
         9 => Kind::Anonymous,
-        _ => {
-            let kind = look(fd)?;
-            slot.set_note(kind as u8);
-            kind
-        }
-    };
-    (kind != Kind::Direct).then_some((kind, slot))
+        _ => return None,
+    })
 }
 
 /// As [`pollable`], for sockets only; `None` for anything else, whose call then fails by itself.

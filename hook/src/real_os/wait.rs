@@ -4,6 +4,7 @@
 //! Duplicates share these settings, so a change through a descriptor that has some is a change of others that nobody can name: then
 //! all descriptors are asked about again, which costs two system calls each, once.
 
+use super::kind::{self, Kind};
 use super::window;
 use crate::errno::{Errno, Result};
 use crate::real;
@@ -112,8 +113,9 @@ impl Waiting {
     /// or `ETIMEDOUT` if the fiber was interrupted.
     pub(crate) fn wait(&mut self, slot: &Slot, seen_edges: u32) -> Result<()> {
         let deadline = match self.deadline {
-            Some(deadline) => deadline,
-            None => *self.deadline.insert(self.ask(slot)?),
+            // A pipe's wait looks at O_NONBLOCK each time around, any other at its beginning.
+            Some(deadline) if !matches!(kind::of(slot), Some(Kind::NoWait | Kind::PollFirst)) => deadline,
+            _ => *self.deadline.insert(self.ask(slot)?),
         };
         match slot.wait(self.direction, seen_edges, deadline) {
             // Between the wake-up and now the number may have gone to something else, whose data is not for this caller.

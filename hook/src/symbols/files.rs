@@ -86,6 +86,10 @@ unsafe fn poll_in_fiber(
     let entries = match (entries.is_null(), count) {
         (_, 0) => &mut [],
         (true, _) => return answer_int(Err(Errno(libc::EFAULT))),
+        // More than memory can hold is more than any limit on descriptors.
+        (false, count) if count > (isize::MAX as nfds_t) / size_of::<pollfd>() as nfds_t => {
+            return answer_int(Err(Errno::INVAL));
+        }
         // SAFETY: by the contract.
         (false, count) => unsafe { core::slice::from_raw_parts_mut(entries, count as usize) },
     };
