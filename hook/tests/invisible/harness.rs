@@ -223,15 +223,20 @@ pub fn small_buffers(socket: &impl AsRawFd) {
     }
 }
 
-/// Sends until nothing more fits, without waiting. Says how many bytes that were.
+/// Sends until nothing more fits, without waiting, and no more fits a little later, when TCP has moved to its peer what it can. Says how
+/// many bytes that were.
 pub fn fill(fd: RawFd) -> usize {
     let piece = [0u8; 4096];
     let mut total = 0;
     loop {
-        match calls::send_with(fd, &piece, libc::MSG_DONTWAIT) {
-            count if count > 0 => total += count as usize,
-            _ => return total,
+        let before = total;
+        while let Ok(count @ 1..) = usize::try_from(calls::send_with(fd, &piece, libc::MSG_DONTWAIT)) {
+            total += count;
         }
+        if total == before {
+            return total;
+        }
+        thread::sleep(Duration::from_millis(1));
     }
 }
 
