@@ -39,6 +39,29 @@
 //! Outside any fiber, [`spawn`] uses a scheduler with one worker thread per processor, started on first use. A program that wants its own
 //! workers makes an [`IoManager`]; inside its fibers [`spawn`] stays with it.
 //!
+//! # Giving up
+//! What a thread cannot be told, a fiber can: [`JoinHandle::cancel`] and [`with_deadline`] make the call that it waits in return an
+//! error, `ECANCELED` or `ETIMEDOUT`, and `?` does the rest. [`shield`] lets cleaning up wait once more.
+//!
+//! ```
+//! use std::io::{ErrorKind, Read};
+//! use std::net::{TcpListener, TcpStream};
+//! use std::time::Duration;
+//!
+//! let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+//! let address = listener.local_addr().unwrap();
+//! let fetching = squall::spawn(move || {
+//!     // One limit for all of it: connecting, and however many reads it takes.
+//!     squall::with_deadline(Duration::from_millis(20), || {
+//!         let mut answer = String::new();
+//!         TcpStream::connect(address)?.read_to_string(&mut answer)?;
+//!         Ok::<_, std::io::Error>(answer)
+//!     })
+//! });
+//! // Nobody accepts, and nobody answers.
+//! assert_eq!(fetching.join().unwrap().unwrap_err().kind(), ErrorKind::TimedOut);
+//! ```
+//!
 //! # What to know
 //! - Private thread-locals need x86_64 or aarch64 Linux with glibc; [`features`] says whether they are in use.
 //! - A fiber that computes without ever waiting keeps its worker: [`yield_now`] now and then.

@@ -464,6 +464,17 @@ impl Scheduler {
         self.shared.stopped.set();
     }
 
+    /// Cancels every fiber that is live now, as [`Fiber::cancel`] does: the way to an orderly end before [`Scheduler::stop`], which
+    /// waits for fibers that may wait for ever. Whoever goes on spawning fibers does so.
+    ///
+    /// # Blocking
+    /// Never.
+    pub fn cancel_fibers(&self) {
+        for fiber in self.shared.register.all() {
+            fiber.cancel();
+        }
+    }
+
     /// A list of the live fibers, by id.
     pub fn fibers(&self) -> Vec<FiberInfo> {
         list(&self.shared)

@@ -495,6 +495,37 @@ fn locks_and_channels_of_std_are_not_interrupted() {
     });
 }
 
+#[test]
+fn a_server_ends_when_all_its_fibers_are_cancelled() {
+    let manager = IoManager::new(2, false).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = manager.spawn(move || -> io::Result<()> {
+        loop {
+            let (mut connection, _) = listener.accept()?;
+            squall_fiber::spawn(move || -> io::Result<()> {
+                let mut byte = [0];
+                loop {
+                    connection.read_exact(&mut byte)?;
+                    connection.write_all(&byte)?;
+                }
+            });
+        }
+    });
+    let mut clients: Vec<_> = (0..50).map(|_| TcpStream::connect(address).unwrap()).collect();
+    for client in &mut clients {
+        client.write_all(b"x").unwrap();
+        client.read_exact(&mut [0]).unwrap();
+    }
+    manager.cancel_fibers();
+    // It returns, although the clients are still there.
+    manager.stop();
+    assert_eq!(server.join().unwrap().unwrap_err().raw_os_error(), Some(libc::ECANCELED));
+    for client in &mut clients {
+        assert_eq!(client.read(&mut [0]).unwrap(), 0);
+    }
+}
+
 /// Data and cancellations come at the same moment, from another worker, thousands of times: every fiber ends, and no byte is lost.
 #[test]
 fn cancel_races_with_readiness() {

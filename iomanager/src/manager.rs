@@ -124,6 +124,14 @@ impl IoManager {
         self.scheduler.spawn(builder, f)
     }
 
+    /// Cancels every fiber that is live now: see [`Scheduler::cancel_fibers`].
+    ///
+    /// # Blocking
+    /// Never.
+    pub fn cancel_fibers(&self) {
+        self.scheduler.cancel_fibers();
+    }
+
     /// The scheduler, for its list of fibers and its counters.
     pub fn scheduler(&self) -> &Scheduler {
         &self.scheduler
