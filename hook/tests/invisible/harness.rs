@@ -20,7 +20,7 @@ pub fn pause() -> Duration {
     Duration::from_millis(20) * SLOWNESS.load(Ordering::Relaxed)
 }
 
-/// How much longer the pauses are since a case was thrown out of step.
+/// How much longer the pauses are while some case is run again.
 static SLOWNESS: AtomicU32 = AtomicU32::new(1);
 
 /// Runs a case in every way. `waits` says whether it has to wait somewhere.
@@ -28,14 +28,15 @@ static SLOWNESS: AtomicU32 = AtomicU32::new(1);
 /// On a machine that is busy otherwise a pause may be too short for a companion to get where the case means it to be, on the plain
 /// thread as well as in the fiber. So a difference counts if it shows with pauses of any length; a case that had to be run again says so.
 pub fn differ(waits: bool, case: fn(&mut Notes)) {
+    let mut answer = compare(waits, case);
     for slowness in [4, 16] {
-        match compare(waits, case) {
-            Ok(()) => return,
-            Err(difference) => println!("once more, slower, since {difference}"),
-        }
-        SLOWNESS.fetch_max(slowness, Ordering::Relaxed);
+        let Err(difference) = &answer else { return };
+        println!("once more, slower, since {difference}");
+        SLOWNESS.store(slowness, Ordering::Relaxed);
+        answer = compare(waits, case);
+        SLOWNESS.store(1, Ordering::Relaxed);
     }
-    if let Err(difference) = compare(waits, case) {
+    if let Err(difference) = answer {
         panic!("{difference}");
     }
 }
