@@ -8,7 +8,8 @@
 //!                    ^ tpidr_el0
 //! ```
 
-use core::arch::asm;
+use core::arch::{asm, global_asm};
+use core::ffi::c_void;
 
 /// Whether this machine lets user space move its thread pointer: always, by the architecture.
 pub(crate) fn can_set_thread_pointer() -> bool {
@@ -30,7 +31,7 @@ pub(crate) fn thread_pointer() -> usize {
 /// `value` is the address of an initialised TCB (see `tls.rs`) that no other thread is running on. Until the old value
 /// is back, the caller's function touches no thread-local: the compiler may have read the old address already.
 #[inline(always)]
-pub(crate) unsafe fn set_thread_pointer(value: usize) {
+unsafe fn set_thread_pointer(value: usize) {
     // SAFETY: the caller vouches for `value`; writing tpidr_el0 is permitted at EL0.
     unsafe { asm!("msr tpidr_el0, {}", in(reg) value, options(nostack, preserves_flags)) };
 }
@@ -48,4 +49,97 @@ pub(crate) unsafe fn raw_syscall(number: i64, args: [i64; 6]) -> i64 {
             in("x3") args[3], in("x4") args[4], in("x5") args[5], options(nostack));
     }
     result
+}
+
+/// What lies on a stack on which nothing runs: stored by the switch away, loaded by the switch back.
+#[repr(C)]
+pub(crate) struct Saved {
+    x19: usize,
+    x29: usize,
+    resume_at: usize,
+    unused: usize,
+}
+
+// Where a new fiber begins; see x86_64.rs for why it is written by hand.
+global_asm!(
+    ".pushsection .text.squall_fiber_root,\"ax\",@progbits",
+    ".balign 16",
+    ".globl squall_fiber_root",
+    ".hidden squall_fiber_root",
+    ".type squall_fiber_root,@function",
+    "squall_fiber_root:",
+    ".cfi_startproc",
+    ".cfi_undefined x30",
+    "ldr x0, [sp]",
+    "ldr x9, [sp, #8]",
+    "add sp, sp, #32",
+    "mov x29, #0",
+    "mov x30, #0",
+    "blr x9",
+    ".globl squall_fiber_root_return",
+    ".hidden squall_fiber_root_return",
+    "squall_fiber_root_return:",
+    "brk #1",
+    ".cfi_endproc",
+    ".size squall_fiber_root, . - squall_fiber_root",
+    ".popsection",
+);
+
+unsafe extern "C" {
+    fn squall_fiber_root();
+}
+
+/// Lays out a new stack so that the first switch to it calls `function(argument)`. Returns its stack pointer.
+///
+/// # Safety
+/// `base` is the high end of a stack that nothing runs on, aligned to 16 bytes; `function` does not return.
+pub(crate) unsafe fn prepare_stack(
+    base: usize,
+    function: unsafe extern "C" fn(*const c_void),
+    argument: *const c_void,
+) -> *mut Saved {
+    // Read by the root, which leaves the stack pointer at `base`; x19 and x29 are loaded only where a switch returns.
+    let words = (base as *mut usize).wrapping_sub(4);
+    // SAFETY: by the caller's contract the words are the new stack's own.
+    unsafe {
+        words.write(argument as usize);
+        words.add(1).write(function as *const () as usize);
+        words.add(2).write(squall_fiber_root as *const () as usize);
+    }
+    words.cast()
+}
+
+/// Leaves the running stack and goes on where `to` stands; see x86_64.rs.
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+pub(crate) unsafe fn switch(from: *mut *mut Saved, to: *mut Saved, thread_pointer: Option<usize>) {
+    if let Some(thread_pointer) = thread_pointer {
+        // SAFETY: by the caller's contract. Nothing between here and the switch touches a thread-local.
+        unsafe { set_thread_pointer(thread_pointer) };
+    }
+    // SAFETY: by the caller's contract. x19 and x29 cannot be named as clobbered and are saved by hand; everything else that a
+    // function must keep is, the low halves of v8 to v15 among it.
+    unsafe {
+        asm!(
+            "stp x19, x29, [sp, #-32]!",
+            "adr x9, 2f",
+            "str x9, [sp, #16]",
+            "mov x9, sp",
+            "str x9, [x0]",
+            "mov sp, x1",
+            "ldr x9, [sp, #16]",
+            "br x9",
+            "2:",
+            "ldp x19, x29, [sp], #32",
+            inlateout("x0") from => _,
+            inlateout("x1") to => _,
+            lateout("x20") _, lateout("x21") _, lateout("x22") _, lateout("x23") _, lateout("x24") _,
+            lateout("x25") _, lateout("x26") _, lateout("x27") _, lateout("x28") _, lateout("x30") _,
+            lateout("v8") _, lateout("v9") _, lateout("v10") _, lateout("v11") _,
+            lateout("v12") _, lateout("v13") _, lateout("v14") _, lateout("v15") _,
+            clobber_abi("C"),
+        );
+    }
 }

@@ -1,7 +1,8 @@
-//! What differs between processors: the thread pointer and the system-call instruction. Assembly only; no policy.
+//! What differs between processors: the switch between stacks, the thread pointer and the system-call instruction. Assembly only; no
+//! policy.
 //!
-//! Every target file supplies the same four items: [`thread_pointer`], [`set_thread_pointer`], [`raw_syscall`] and
-//! [`can_set_thread_pointer`]. Only `tls.rs`, `worker.rs` and `sys.rs` may call them.
+//! Every target file supplies the same items: [`prepare_stack`] and [`switch`] for `fiber.rs`, [`thread_pointer`] and
+//! [`can_set_thread_pointer`] for `tls.rs`, and [`raw_syscall`] for `sys.rs`.
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
