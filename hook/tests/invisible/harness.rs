@@ -146,7 +146,8 @@ pub fn tcp_pair() -> (TcpStream, TcpStream) {
 
 /// Sets SO_RCVTIMEO or SO_SNDTIMEO.
 pub fn set_timeout(fd: RawFd, option: libc::c_int, timeout: Duration) {
-    let value = libc::timeval { tv_sec: 0, tv_usec: timeout.as_micros() as i64 };
+    let value =
+        libc::timeval { tv_sec: timeout.as_secs() as i64, tv_usec: i64::from(timeout.subsec_micros()) };
     // SAFETY: the option takes a timeval.
     let result = unsafe {
         libc::setsockopt(
