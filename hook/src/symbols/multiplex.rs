@@ -4,7 +4,7 @@ use super::time;
 use crate::errno::{Errno, answer_int};
 use crate::os::{PollEntry, in_fiber_or};
 use crate::real;
-use core::ffi::{c_int, c_short};
+use core::ffi::{c_int, c_short, c_uint, c_ulong};
 use core::mem::MaybeUninit;
 use libc::{epoll_event, fd_set, sigset_t, timespec, timeval};
 use squall_fiber::Current;
@@ -24,7 +24,12 @@ unsafe fn epoll_in_fiber(
         return answer_int(Err(Errno::INVAL));
     }
     if events.is_null() {
-        return answer_int(Err(Errno(libc::EFAULT)));
+        // The kernel does not mind before there is something to store.
+        return answer_int(match os.wait_events(current, epoll, &mut [MaybeUninit::uninit()], timeout) {
+            Ok(0) => Ok(0),
+            Ok(_) => Err(Errno(libc::EFAULT)),
+            Err(errno) => Err(errno),
+        });
     }
     // SAFETY: by the contract.
     let events = unsafe {
@@ -106,6 +111,13 @@ unsafe fn select_in_fiber(
     }
     if entries.iter().any(|entry| (entry.revents & libc::POLLNVAL) != 0) {
         return answer_int(Err(Errno::BADF));
+    }
+    // The kernel answers in whole words.
+    for set in sets.into_iter().filter(|set| !set.is_null()) {
+        for fd in limit..(limit as c_uint).next_multiple_of(c_ulong::BITS) as c_int {
+            // SAFETY: the set is not null, and the words have room for these bits.
+            unsafe { libc::FD_CLR(fd, set) };
+        }
     }
     let mut ready = 0;
     for entry in &entries {
