@@ -15,10 +15,11 @@ use core::ffi::{c_int, c_long};
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering, fence};
 use squall_fiber::lock::Lock;
 use squall_fiber::{Current, WaitKind, Wake, Waker};
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 const BUCKETS: usize = 256;
-const ANY_BIT: u32 = u32::MAX;
+pub(crate) const ANY_BIT: u32 = u32::MAX;
 
 struct Waiter {
     address: usize,
@@ -29,11 +30,12 @@ struct Waiter {
 struct Bucket {
     /// Fibers that are in the queue or about to enter it.
     announced: AtomicUsize,
-    queue: Lock<Vec<Waiter>>,
+    /// In the order of arrival.
+    queue: Lock<VecDeque<Waiter>>,
 }
 
 static TABLE: [Bucket; BUCKETS] =
-    [const { Bucket { announced: AtomicUsize::new(0), queue: Lock::new(Vec::new()) } }; BUCKETS];
+    [const { Bucket { announced: AtomicUsize::new(0), queue: Lock::new(VecDeque::new()) } }; BUCKETS];
 
 fn bucket(address: usize) -> &'static Bucket {
     // Fibonacci hashing of the word's number; futex words are aligned to 4 bytes.
@@ -52,25 +54,43 @@ pub(crate) fn wait(
     if bits == 0 {
         return Err(Errno::INVAL);
     }
-    let address = word.as_ptr() as usize;
+    let is_over = || word.load(Ordering::SeqCst) != expected;
+    match wait_unless(current, word.as_ptr() as usize, bits, is_over, |_| deadline) {
+        None => Err(Errno::AGAIN),
+        Some(Wake::TimedOut) => Err(Errno::TIMEDOUT),
+        Some(_) => Ok(0),
+    }
+}
+
+/// Waits for a wake-up of `address` with one of `bits`. Before, but when no later wake-up can be missed any more, asks `is_over` whether
+/// there is anything to wait for; `None` if not. `deadline` is told whether others wait for the same.
+///
+/// # Blocking
+/// Suspends the fiber; nothing interrupts it.
+pub(crate) fn wait_unless(
+    current: Current<'_>,
+    address: usize,
+    bits: u32,
+    is_over: impl FnOnce() -> bool,
+    deadline: impl FnOnce(bool) -> Option<Instant>,
+) -> Option<Wake> {
     let bucket = bucket(address);
     bucket.announced.fetch_add(1, Ordering::SeqCst);
     let outcome = {
         let mut queue = bucket.queue.lock();
-        if word.load(Ordering::SeqCst) == expected {
+        if is_over() {
+            None
+        } else {
+            let deadline = deadline(queue.iter().any(|waiter| waiter.address == address));
             let wait = current.begin_wait(WaitKind::Futex, address as u64);
             let waker = wait.waker();
-            queue.push(Waiter { address, bits, waker: waker.clone() });
+            queue.push_back(Waiter { address, bits, waker: waker.clone() });
             drop(queue);
             let wake = wait.block(deadline);
             if wake == Wake::TimedOut {
                 bucket.queue.lock().retain(|waiter| !waiter.waker.is_same(&waker));
-                Err(Errno::TIMEDOUT)
-            } else {
-                Ok(0)
             }
-        } else {
-            Err(Errno::AGAIN)
+            Some(wake)
         }
     };
     bucket.announced.fetch_sub(1, Ordering::SeqCst);
@@ -84,16 +104,56 @@ pub(crate) fn wake_fibers(address: usize, count: usize, bits: u32) -> usize {
     if bucket.announced.load(Ordering::SeqCst) == 0 {
         return 0;
     }
+    wake_from(&mut bucket.queue.lock(), address, count, bits)
+}
+
+/// Wakes the fiber that has waited longest for `address`, and if its bits are `crowd` all others with these bits.
+pub(crate) fn wake_first_or_crowd(address: usize, crowd: u32) {
+    let bucket = bucket(address);
+    fence(Ordering::SeqCst);
+    if bucket.announced.load(Ordering::SeqCst) == 0 {
+        return;
+    }
+    let mut queue = bucket.queue.lock();
+    let first = queue.iter().find(|waiter| waiter.address == address);
+    let count = if first.is_some_and(|waiter| waiter.bits == crowd) { usize::MAX } else { 1 };
+    let bits = if count == 1 { ANY_BIT } else { crowd };
+    wake_from(&mut queue, address, count, bits);
+}
+
+fn wake_from(queue: &mut VecDeque<Waiter>, address: usize, count: usize, bits: u32) -> usize {
     let mut woken = 0;
-    bucket.queue.lock().retain(|waiter| {
-        if woken == count || waiter.address != address || (waiter.bits & bits) == 0 {
-            return true;
-        }
+    while woken < count
+        && let Some(place) =
+            queue.iter().position(|waiter| waiter.address == address && (waiter.bits & bits) != 0)
+        && let Some(waiter) = queue.remove(place)
+    {
         // False: its time was up first. It takes itself for timed out, so the wake-up is for the next.
         woken += usize::from(waiter.waker.wake(Wake::Ready));
-        false
-    });
+    }
     woken
+}
+
+/// Sleeps the calling thread while `*word == expected`, at most for `time`. May return early.
+pub(crate) fn sleep_thread(word: &AtomicU32, expected: u32, time: Option<Duration>) {
+    let time = time.map(|time| libc::timespec {
+        tv_sec: time.as_secs().min(i64::MAX as u64) as libc::time_t,
+        tv_nsec: time.subsec_nanos() as c_long,
+    });
+    let time = time.as_ref().map_or(core::ptr::null(), |time| time as *const libc::timespec);
+    let operation = (libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG) as c_long;
+    let arguments = [word.as_ptr() as c_long, operation, expected as c_long, time as c_long, 0, 0];
+    // SAFETY: the word is live, and the time null or live.
+    unsafe { squall_fiber::sys::raw_syscall(libc::SYS_futex, arguments) };
+}
+
+/// Wakes the thread that sleeps in [`sleep_thread`].
+pub(crate) fn wake_thread(word: &AtomicU32) {
+    let operation = (libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG) as c_long;
+    // SAFETY: the address is only a key.
+    unsafe {
+        squall_fiber::sys::raw_syscall(libc::SYS_futex, [word.as_ptr() as c_long, operation, 1, 0, 0, 0])
+    };
 }
 
 /// `syscall(SYS_futex, ...)`, from a fiber (`current`) or a thread.

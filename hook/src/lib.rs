@@ -28,6 +28,7 @@
 
 mod errno;
 mod futex;
+mod objects;
 mod os;
 mod real;
 mod real_os;
@@ -53,6 +54,7 @@ static CONSTRUCTOR: extern "C" fn() = {
     extern "C" fn construct() {
         real::resolve_all();
         real_os::accept::watch_forks();
+        objects::find_attributes();
         squall_fiber::set_default_scheduler(default_scheduler);
     }
     construct

@@ -6,8 +6,9 @@
 use core::ffi::{CStr, c_char, c_int, c_long, c_uint, c_ulong, c_void};
 use core::sync::atomic::{AtomicPtr, Ordering};
 use libc::{
-    addrinfo, iovec, msghdr, nfds_t, off_t, pid_t, pollfd, pthread_key_t, pthread_t, size_t, sockaddr,
-    socklen_t, ssize_t, timespec, useconds_t,
+    addrinfo, clockid_t, iovec, msghdr, nfds_t, off_t, pid_t, pollfd, pthread_barrier_t, pthread_cond_t,
+    pthread_key_t, pthread_mutex_t, pthread_once_t, pthread_rwlock_t, pthread_spinlock_t, pthread_t, sem_t,
+    size_t, sockaddr, socklen_t, ssize_t, timespec, useconds_t,
 };
 
 fn next_symbol(name: &CStr) -> *mut c_void {
@@ -111,8 +112,55 @@ real_functions! {
     fn getaddrinfo(node: *const c_char, service: *const c_char, hints: *const addrinfo, result: *mut *mut addrinfo) -> c_int;
     fn waitpid(pid: pid_t, status: *mut c_int, options: c_int) -> pid_t;
     fn pthread_join(thread: pthread_t, value: *mut *mut c_void) -> c_int;
+    fn pthread_tryjoin_np(thread: pthread_t, value: *mut *mut c_void) -> c_int;
+    fn pthread_timedjoin_np(thread: pthread_t, value: *mut *mut c_void, time: *const timespec) -> c_int;
+    fn pthread_clockjoin_np(thread: pthread_t, value: *mut *mut c_void, clock: clockid_t, time: *const timespec) -> c_int;
+    fn pthread_mutex_lock(mutex: *mut pthread_mutex_t) -> c_int;
+    fn pthread_mutex_trylock(mutex: *mut pthread_mutex_t) -> c_int;
+    fn pthread_mutex_timedlock(mutex: *mut pthread_mutex_t, time: *const timespec) -> c_int;
+    fn pthread_mutex_clocklock(mutex: *mut pthread_mutex_t, clock: clockid_t, time: *const timespec) -> c_int;
+    fn pthread_mutex_unlock(mutex: *mut pthread_mutex_t) -> c_int;
+    fn pthread_cond_wait(condition: *mut pthread_cond_t, mutex: *mut pthread_mutex_t) -> c_int;
+    fn pthread_cond_timedwait(condition: *mut pthread_cond_t, mutex: *mut pthread_mutex_t, time: *const timespec) -> c_int;
+    fn pthread_cond_clockwait(condition: *mut pthread_cond_t, mutex: *mut pthread_mutex_t, clock: clockid_t, time: *const timespec) -> c_int;
+    fn pthread_cond_signal(condition: *mut pthread_cond_t) -> c_int;
+    fn pthread_cond_broadcast(condition: *mut pthread_cond_t) -> c_int;
+    fn pthread_rwlock_rdlock(rwlock: *mut pthread_rwlock_t) -> c_int;
+    fn pthread_rwlock_tryrdlock(rwlock: *mut pthread_rwlock_t) -> c_int;
+    fn pthread_rwlock_timedrdlock(rwlock: *mut pthread_rwlock_t, time: *const timespec) -> c_int;
+    fn pthread_rwlock_clockrdlock(rwlock: *mut pthread_rwlock_t, clock: clockid_t, time: *const timespec) -> c_int;
+    fn pthread_rwlock_wrlock(rwlock: *mut pthread_rwlock_t) -> c_int;
+    fn pthread_rwlock_trywrlock(rwlock: *mut pthread_rwlock_t) -> c_int;
+    fn pthread_rwlock_timedwrlock(rwlock: *mut pthread_rwlock_t, time: *const timespec) -> c_int;
+    fn pthread_rwlock_clockwrlock(rwlock: *mut pthread_rwlock_t, clock: clockid_t, time: *const timespec) -> c_int;
+    fn pthread_rwlock_unlock(rwlock: *mut pthread_rwlock_t) -> c_int;
+    fn pthread_spin_lock(lock: *mut pthread_spinlock_t) -> c_int;
+    fn pthread_spin_trylock(lock: *mut pthread_spinlock_t) -> c_int;
+    fn pthread_barrier_wait(barrier: *mut pthread_barrier_t) -> c_int;
+    fn sem_wait(semaphore: *mut sem_t) -> c_int;
+    fn sem_trywait(semaphore: *mut sem_t) -> c_int;
+    fn sem_timedwait(semaphore: *mut sem_t, time: *const timespec) -> c_int;
+    fn sem_clockwait(semaphore: *mut sem_t, clock: clockid_t, time: *const timespec) -> c_int;
+    fn sem_post(semaphore: *mut sem_t) -> c_int;
     fn pthread_key_create(key: *mut pthread_key_t, destructor: Option<unsafe extern "C" fn(*mut c_void)>) -> c_int;
     fn pthread_key_delete(key: pthread_key_t) -> c_int;
+}
+
+/// libc's own `pthread_once`, through which C++ may throw.
+///
+/// # Safety
+/// As for the libc function.
+pub(crate) unsafe fn pthread_once(control: *mut pthread_once_t, initialise: extern "C-unwind" fn()) -> c_int {
+    static FUNCTION: AtomicPtr<c_void> = AtomicPtr::new(core::ptr::null_mut());
+    type Once = unsafe extern "C-unwind" fn(*mut pthread_once_t, extern "C-unwind" fn()) -> c_int;
+    let mut function = FUNCTION.load(Ordering::Relaxed);
+    if function.is_null() {
+        function = next_symbol(c"pthread_once");
+        assert!(!function.is_null(), "libc exports no pthread_once");
+        FUNCTION.store(function, Ordering::Relaxed);
+    }
+    // SAFETY: libc's function of that name has this signature; the rest by the caller's contract.
+    unsafe { core::mem::transmute::<*mut c_void, Once>(function)(control, initialise) }
 }
 
 /// Any system call, with the C convention: -1 and errno on failure.

@@ -8,6 +8,7 @@ mod aliases;
 mod descriptors;
 mod files;
 mod multiplex;
+mod pthread;
 mod sockets;
 mod threads;
 mod time;
@@ -31,7 +32,14 @@ pub(crate) fn hooked() -> impl Iterator<Item = Symbol> {
         multiplex: epoll_pwait epoll_wait pselect select;
         sockets: accept accept4 connect getsockopt recv recvfrom recvmmsg recvmsg send sendmmsg sendmsg sendto setsockopt
             shutdown socket socketpair;
-        threads: getaddrinfo pthread_join pthread_key_create pthread_key_delete syscall waitpid;
+        pthread: call_once cnd_broadcast cnd_signal cnd_timedwait cnd_wait mtx_lock mtx_timedlock mtx_unlock
+            pthread_barrier_wait pthread_clockjoin_np pthread_cond_broadcast pthread_cond_clockwait pthread_cond_signal
+            pthread_cond_timedwait pthread_cond_wait pthread_join pthread_mutex_clocklock pthread_mutex_lock
+            pthread_mutex_timedlock pthread_mutex_unlock pthread_once pthread_rwlock_clockrdlock
+            pthread_rwlock_clockwrlock pthread_rwlock_rdlock pthread_rwlock_timedrdlock pthread_rwlock_timedwrlock
+            pthread_rwlock_unlock pthread_rwlock_wrlock pthread_spin_lock pthread_timedjoin_np sem_clockwait sem_post
+            sem_timedwait sem_wait thrd_join thrd_sleep thrd_yield;
+        threads: getaddrinfo pthread_key_create pthread_key_delete syscall waitpid;
         time: clock_nanosleep nanosleep sched_yield sleep usleep;
     };
     list.into_iter()
@@ -58,6 +66,16 @@ mod tests {
                 let name = definition.split_once(" fn ")?.1.split('(').next()?;
                 (!name.starts_with('$')).then(|| name.to_owned())
             }));
+            // Those that a macro defines by three: `name name name (object: type)`.
+            names.extend(text.lines().filter_map(|line| line.trim().split_once(" (")).flat_map(
+                |(left, _)| {
+                    let words: Vec<&str> = left.split(' ').collect();
+                    let are_names =
+                        words.iter().all(|word| word.chars().all(|c| c.is_ascii_lowercase() || c == '_'));
+                    let words = if words.len() == 3 && are_names { words } else { Vec::new() };
+                    words.into_iter().map(str::to_owned)
+                },
+            ));
             // Those that a macro defines: `alias = module::name(...)`.
             names.extend(text.lines().filter_map(|line| {
                 let (name, rest) = line.trim().split_once(" = ")?;

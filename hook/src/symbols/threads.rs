@@ -7,7 +7,7 @@ use crate::real_os::wait::refuse_if_interrupted;
 use crate::world::{World, in_world_or};
 use crate::{futex, real};
 use core::ffi::{CStr, c_char, c_int, c_long, c_void};
-use libc::{addrinfo, pid_t, pthread_key_t, pthread_t};
+use libc::{addrinfo, pid_t, pthread_key_t};
 use squall_fiber::{Current, run_blocking};
 use std::ffi::CString;
 
@@ -145,22 +145,6 @@ pub(super) unsafe extern "C" fn waitpid(pid: pid_t, status: *mut c_int, options:
         |current, _| answer_int(unsafe { child::wait_for(current, pid, status, options) }),
         // SAFETY: the caller's own arguments.
         || unsafe { real::waitpid(pid, status, options) },
-    )
-}
-
-#[unsafe(no_mangle)]
-pub(super) unsafe extern "C" fn pthread_join(thread: pthread_t, value: *mut *mut c_void) -> c_int {
-    in_fiber_or!(
-        |_, _| {
-            let value = Borrowed(value);
-            run_blocking(move || {
-                let value = value.get();
-                // SAFETY: the caller's own arguments, valid while it waits.
-                unsafe { real::pthread_join(thread, value) }
-            })
-        },
-        // SAFETY: the caller's own arguments.
-        || unsafe { real::pthread_join(thread, value) },
     )
 }
 
