@@ -600,7 +600,19 @@ impl<'a> Current<'a> {
         let inner = self.inner;
         inner.wait_kind.store(kind as u8, Ordering::Relaxed);
         inner.wait_detail.store(detail, Ordering::Relaxed);
-        Wait { current: self, generation: inner.state.begin() }
+        Wait { current: self, generation: inner.state.begin(), listens: false }
+    }
+
+    /// As [`Current::begin_wait`], for a wait to be ended by [`Wait::block_interruptible`], which then costs less.
+    #[inline]
+    pub fn begin_interruptible_wait(self, kind: WaitKind, detail: u64) -> Wait<'a> {
+        let inner = self.inner;
+        if inner.limits.get().shielded {
+            return self.begin_wait(kind, detail);
+        }
+        inner.wait_kind.store(kind as u8, Ordering::Relaxed);
+        inner.wait_detail.store(detail, Ordering::Relaxed);
+        Wait { current: self, generation: inner.state.begin_listening(), listens: true }
     }
 
     /// Goes to the end of the run queue.
@@ -639,6 +651,8 @@ impl<'a> Current<'a> {
 pub struct Wait<'a> {
     current: Current<'a>,
     generation: u64,
+    /// Cancellation ends it already.
+    listens: bool,
 }
 
 impl Wait<'_> {
@@ -665,26 +679,40 @@ impl Wait<'_> {
     /// # Blocking
     /// Suspends the fiber, also if the wait ends at once: code that does not heed interruptions and tries again and again must
     /// leave the others of its worker their turn.
-    #[inline]
+    #[inline(always)]
     pub fn block_interruptible(self, deadline: Option<Instant>) -> Wake {
         let limits = self.current.inner.limits.get();
-        let scope_end = limits.deadline.filter(|end| deadline.is_none_or(|deadline| *end < deadline));
         let state = &self.current.inner.state;
-        if !limits.shielded
+        if self.listens {
+            if state.is_heard() {
+                let wake = state.end(self.generation, Wake::Cancelled);
+                return self.over_at_once(wake);
+            }
+        } else if !limits.shielded
             && let Some(wake) = state.listen(self.generation)
         {
             return self.over_at_once(wake);
         }
-        if scope_end.is_some_and(|end| Instant::now() >= end) {
-            let wake = state.end(self.generation, Wake::Expired);
+        match limits.deadline {
+            Some(end) if deadline.is_none_or(|deadline| end < deadline) => self.block_until_expiry(end),
+            _ => self.suspend(deadline),
+        }
+    }
+
+    /// Not inlined, to keep what is inlined small.
+    #[inline(never)]
+    fn block_until_expiry(self, end: Instant) -> Wake {
+        if Instant::now() >= end {
+            let wake = self.current.inner.state.end(self.generation, Wake::Expired);
             return self.over_at_once(wake);
         }
-        match self.suspend(scope_end.or(deadline)) {
-            Wake::TimedOut if scope_end.is_some() => Wake::Expired,
+        match self.suspend(Some(end)) {
+            Wake::TimedOut => Wake::Expired,
             wake => wake,
         }
     }
 
+    #[cold]
     fn over_at_once(self, wake: Wake) -> Wake {
         if matches!(wake, Wake::Cancelled | Wake::Expired) {
             self.current.yield_now();

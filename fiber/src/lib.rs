@@ -23,6 +23,7 @@
 //! be called from plain threads, too.
 
 mod arch;
+mod barrier;
 mod blocking;
 mod completion;
 mod context;

@@ -3,7 +3,7 @@
 //! A fiber has a slot that holds its address. Workers keep free slots of their own, so entering and leaving cost no lock and no
 //! read-modify-write: whoever lists the fibers, which happens rarely, pays for that.
 //!
-//! How a list is taken while fibers end. The lister announces itself in `listers` and then calls `membarrier`, which makes every
+//! How a list is taken while fibers end. The lister announces itself in `listers` and then calls [`barrier::heavy`], which makes every
 //! thread of the process pass a full barrier. A worker that retires a fiber empties the slot, then reads `listers`. If it reads 0, it has
 //! emptied the slot before its barrier, and the lister, who looks after all barriers, does not find the fiber. Else it waits until the
 //! lister is done before it gives up the register's reference, so that what the lister finds is alive.
@@ -12,12 +12,12 @@
 //! first all of the second and then all of the first, and finds equal sums, knows that there was a moment without a live fiber; and
 //! without one only the outside, which must get past `Outside::is_closed`, can make another.
 
+use crate::barrier;
 use crate::fiber::Inner;
 use crate::lock::Lock;
 use crate::reference::FiberRef;
-use crate::sys;
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering, compiler_fence, fence};
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 /// Slots that are allocated, and that move between a worker and the shared ones, at a time.
 const CHUNK: usize = 512;
@@ -63,19 +63,9 @@ pub(crate) struct Register {
     listers: AtomicU32,
 }
 
-/// Whether the kernel offers `membarrier`; without it each retirement pays for a barrier of its own.
-static HAS_MEMBARRIER: AtomicBool = AtomicBool::new(false);
-const MEMBARRIER_CMD_PRIVATE_EXPEDITED: i64 = 1 << 3;
-const MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED: i64 = 1 << 4;
-
-fn membarrier(command: i64) -> bool {
-    // SAFETY: the call takes no memory.
-    unsafe { sys::raw_syscall(libc::SYS_membarrier, [command, 0, 0, 0, 0, 0]) == 0 }
-}
-
 impl Register {
     pub(crate) fn new(workers: usize) -> Self {
-        HAS_MEMBARRIER.store(membarrier(MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED), Ordering::SeqCst);
+        barrier::prepare();
         let entries = || Entries {
             entered: AtomicU64::new(0),
             retired: AtomicU64::new(0),
@@ -143,11 +133,7 @@ impl Register {
         let slot = unsafe { (*fiber).slot };
         // SAFETY: slots live as long as the register.
         unsafe { slot.as_ref() }.store(ptr::null_mut(), Ordering::Release);
-        if HAS_MEMBARRIER.load(Ordering::Relaxed) {
-            compiler_fence(Ordering::SeqCst);
-        } else {
-            fence(Ordering::SeqCst);
-        }
+        barrier::light();
         if self.listers.load(Ordering::Relaxed) != 0 {
             // The lister holds the lock until it is done.
             drop(self.outside.lock());
@@ -220,10 +206,7 @@ impl Register {
         let outside = self.outside.lock();
         let mut all = Vec::with_capacity(self.count(&outside) as usize);
         self.listers.store(1, Ordering::SeqCst);
-        fence(Ordering::SeqCst);
-        if HAS_MEMBARRIER.load(Ordering::Relaxed) {
-            membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED);
-        }
+        barrier::heavy();
         for slot in outside.chunks.iter().flat_map(|chunk| chunk.iter()) {
             let fiber = slot.load(Ordering::Acquire);
             if !fiber.is_null() {

@@ -17,6 +17,7 @@
 //!
 //! Nothing here allocates, blocks, or knows what a fiber is: loom checks it (at the end of this file).
 
+use crate::barrier;
 use crate::fiber::Wake;
 #[cfg(not(loom))]
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -106,6 +107,24 @@ impl State {
         generation
     }
 
+    /// As [`State::begin`], and cancellation ends the wait from the start, unless [`State::is_heard`] says that it has come already.
+    #[inline]
+    pub(crate) fn begin_listening(&self) -> u64 {
+        let generation = self.generation() + 1;
+        self.word.store((generation << GENERATION_SHIFT) | INTERRUPTIBLE | WAITING, Ordering::Release);
+        generation
+    }
+
+    /// Whether the fiber has been cancelled before it began to listen. Called by the fiber, once it has.
+    ///
+    /// Why no wait sleeps through a `cancel`: here the word was written before the flag is read, there the flag is written before the
+    /// word is read, and there is the barrier between the two on either side. So the flag is seen here, or the word there.
+    #[inline]
+    pub(crate) fn is_heard(&self) -> bool {
+        barrier::light();
+        self.cancelled.load(Ordering::Acquire)
+    }
+
     /// From now on cancellation ends the wait that has begun; `Some` if the wait is over, because it has already. Called by the
     /// fiber.
     ///
@@ -139,6 +158,17 @@ impl State {
         self.cancelled.store(true, Ordering::SeqCst);
         // See `listen`.
         sequentially_consistent_for_loom();
+        // What waits visibly needs no barrier. If that wait ends in this moment for another reason, the next one may have begun.
+        match self.wake_listener() {
+            Woken::Late => {}
+            woken => return woken,
+        }
+        // See `is_heard`. A wait that is over by now is followed by one that begins after the barrier, and sees the flag.
+        barrier::heavy();
+        self.wake_listener()
+    }
+
+    fn wake_listener(&self) -> Woken {
         let word = self.word.load(Ordering::SeqCst);
         if (word & STANDING_MASK) != RUNNING && (word & INTERRUPTIBLE) != 0 {
             self.wake(word >> GENERATION_SHIFT, Wake::Cancelled)
@@ -243,6 +273,28 @@ mod loom_tests {
             let parked = model.wait(model.state.begin());
             canceller.join().unwrap();
             assert_eq!(model.state.outcome(), Some(Wake::Cancelled));
+            assert_eq!(model.in_hand.load(Ordering::SeqCst), usize::from(parked));
+        });
+    }
+
+    #[test]
+    fn loom_no_wait_that_listens_from_the_start_sleeps_through_a_cancel() {
+        loom::model(|| {
+            let model = Model::new();
+            let canceller = {
+                let model = Arc::clone(&model);
+                thread::spawn(move || model.note(model.state.cancel()))
+            };
+            // One wait that ends at once, and one that nobody but the canceller ends.
+            let first = model.state.begin_listening();
+            let _ = model.state.is_heard();
+            model.state.abandon(first);
+            model.state.begin_listening();
+            let parked = !model.state.is_heard() && model.state.outcome().is_none() && model.state.park();
+            canceller.join().unwrap();
+            if parked {
+                assert_eq!(model.state.outcome(), Some(Wake::Cancelled));
+            }
             assert_eq!(model.in_hand.load(Ordering::SeqCst), usize::from(parked));
         });
     }
