@@ -662,6 +662,12 @@ impl Wait<'_> {
         Waker { fiber: self.current.inner.clone(), generation: self.generation }
     }
 
+    /// As [`Wait::waker`], at the price of no atomic operation, and kept valid by its user.
+    #[inline]
+    pub(crate) fn uncounted_waker(&self) -> UncountedWaker {
+        UncountedWaker { fiber: self.current.inner.as_ptr(), generation: self.generation }
+    }
+
     /// Waits until a waker fires or `deadline` passes. Nothing interrupts it: for waits whose callers know no errors.
     ///
     /// # Blocking
@@ -768,5 +774,34 @@ impl Waker {
     /// Whether it ends a wait of this fiber.
     pub fn is_of(&self, current: Current<'_>) -> bool {
         self.fiber.is_same(current.inner)
+    }
+}
+
+/// A [`Waker`] that does not keep the fiber's memory.
+pub(crate) struct UncountedWaker {
+    fiber: *const Inner,
+    generation: u64,
+}
+
+// SAFETY: a fiber may be woken from any thread.
+unsafe impl Send for UncountedWaker {}
+
+impl UncountedWaker {
+    /// As [`Waker::wake`].
+    ///
+    /// # Safety
+    /// The fiber does not end before this call has ended its wait, or has returned false.
+    ///
+    /// # Blocking
+    /// Never.
+    #[inline]
+    pub(crate) unsafe fn wake(self, reason: Wake) -> bool {
+        // SAFETY: the fiber is alive until the word has changed, and the word is the last of it that is looked at...
+        let woken = unsafe { (*self.fiber).state.wake(self.generation, reason) };
+        if woken == Woken::InHand {
+            // SAFETY: ...unless it is in hand now, and so alive: ending the wait of a parked fiber takes it in hand.
+            Shared::make_runnable(unsafe { Ready::new(&*self.fiber) });
+        }
+        woken != Woken::Late
     }
 }

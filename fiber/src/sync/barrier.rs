@@ -1,7 +1,7 @@
 //! A barrier: a fixed number of fibers or threads wait for each other, again and again.
 
 use super::error::WaitError;
-use super::shim::{Lock, constructor};
+use super::shim::{Latch, constructor};
 use super::wait::{End, Patience, Queue, Reason, wait, wake_all};
 use crate::fiber::WaitKind;
 use crate::interrupt::Interrupt;
@@ -34,7 +34,7 @@ struct State {
 /// ```
 pub struct Barrier {
     size: usize,
-    state: Lock<State>,
+    state: Latch<State>,
 }
 
 /// What [`Barrier::wait`] says to one who got through.
@@ -54,7 +54,7 @@ impl Barrier {
     constructor! {
         /// For rounds of `size`; 0 counts as 1.
         pub fn new(size: usize) -> Self {
-            Self { size, state: Lock::new(State { arrived: 0, round: 0, queue: Queue::new() }) }
+            Self { size, state: Latch::new(State { arrived: 0, round: 0, queue: Queue::new() }) }
         }
     }
 

@@ -129,10 +129,13 @@ impl<T> Chain<T> {
         self.len += 1;
     }
 
+    #[inline]
     fn pop(&mut self, retired: &mut Option<Box<Block<T>>>) -> Option<T> {
-        if self.len == 0 {
-            return None;
-        }
+        if self.len == 0 { None } else { self.pop_first(retired) }
+    }
+
+    /// There is a value.
+    fn pop_first(&mut self, retired: &mut Option<Box<Block<T>>>) -> Option<T> {
         // SAFETY: there is a value, so there is a head, and its number `first` is initialised; it is not read again.
         let value = unsafe { (&(*self.head).values)[self.first].assume_init_read() };
         self.first += 1;

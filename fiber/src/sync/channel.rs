@@ -13,7 +13,7 @@
 
 use super::buffer::{Block, Buffer};
 use super::error::{RecvError, RecvTimeoutError, SendError, SendTimeoutError, TryRecvError, TrySendError};
-use super::shim::{AtomicUsize, Guard, Lock, Ordering};
+use super::shim::{AtomicUsize, Latch, LatchGuard, Ordering};
 use super::wait::{End, Node, Patience, Queue, Reason, Ticket, Waiter, wait, wake_all};
 use crate::fiber::WaitKind;
 use core::fmt;
@@ -51,7 +51,7 @@ pub fn bounded<T>(capacity: usize) -> (Sender<T>, Receiver<T>) {
 
 /// What both ends share.
 pub(super) struct Channel<T> {
-    state: Lock<State<T>>,
+    state: Latch<State<T>>,
     capacity: usize,
     senders: AtomicUsize,
     receivers: AtomicUsize,
@@ -68,8 +68,8 @@ struct State<T> {
 }
 
 impl<T> State<T> {
-    /// The waiter that this lets go on is to be woken once the lock is released.
-    #[inline]
+    /// The waiter that this lets go on is to be woken once the lock is released. A buffer that wants a block counts as full.
+    #[inline(always)]
     fn send(&mut self, capacity: usize, value: T) -> Result<Option<Waiter>, TrySendError<T>> {
         if self.is_disconnected {
             return Err(TrySendError::Disconnected(value));
@@ -78,7 +78,7 @@ impl<T> State<T> {
         let receiver = self.receivers.grant(|slot| *slot = value.take());
         match value {
             None => Ok(receiver),
-            Some(value) if self.buffer.len() < capacity => {
+            Some(value) if self.buffer.len() < capacity && !self.buffer.wants_block() => {
                 self.buffer.push(value);
                 Ok(None)
             }
@@ -87,7 +87,7 @@ impl<T> State<T> {
     }
 
     /// As above.
-    #[inline]
+    #[inline(always)]
     fn receive(&mut self, retired: &mut Option<Box<Block<T>>>) -> Result<(T, Option<Waiter>), TryRecvError> {
         let mut value = self.buffer.pop(retired);
         let sender = match value {
@@ -105,11 +105,14 @@ impl<T> State<T> {
     }
 }
 
+/// What came of a send, and the lock, which is still held.
+type Attempt<'a, T> = (LatchGuard<'a, State<T>>, Result<Option<Waiter>, TrySendError<T>>);
+
 impl<T> Channel<T> {
     fn ends(capacity: usize, buffer: Buffer<T>) -> (Sender<T>, Receiver<T>) {
         let state = State { buffer, senders: Queue::new(), receivers: Queue::new(), is_disconnected: false };
         let channel = Arc::new(Self {
-            state: Lock::new(state),
+            state: Latch::new(state),
             capacity,
             senders: AtomicUsize::new(1),
             receivers: AtomicUsize::new(1),
@@ -117,18 +120,20 @@ impl<T> Channel<T> {
         (Sender { channel: Arc::clone(&channel) }, Receiver { channel })
     }
 
-    /// Takes the lock, with room in the buffer for a value as far as that is a matter of memory.
-    #[inline]
-    fn lock_for_send(&self) -> Guard<'_, State<T>> {
-        let state = self.state.lock();
-        match state.buffer.wants_block() {
-            false => state,
-            true => self.lock_with_new_block(state),
+    /// Sends the value if that needs no waiting.
+    #[inline(always)]
+    fn lock_and_send(&self, value: T) -> Attempt<'_, T> {
+        let mut state = self.state.lock();
+        match state.send(self.capacity, value) {
+            Err(TrySendError::Full(value)) if state.buffer.wants_block() => {
+                self.send_with_new_block(state, value)
+            }
+            result => (state, result),
         }
     }
 
     #[cold]
-    fn lock_with_new_block<'a>(&'a self, mut state: Guard<'a, State<T>>) -> Guard<'a, State<T>> {
+    fn send_with_new_block<'a>(&'a self, mut state: LatchGuard<'a, State<T>>, value: T) -> Attempt<'a, T> {
         while state.buffer.wants_block() {
             drop(state);
             let block = Block::new();
@@ -139,38 +144,44 @@ impl<T> Channel<T> {
                 state = self.state.lock();
             }
         }
-        state
+        let result = state.send(self.capacity, value);
+        (state, result)
     }
 
     #[inline]
     pub(super) fn try_send(&self, value: T) -> Result<(), TrySendError<T>> {
-        let mut state = self.lock_for_send();
-        let result = state.send(self.capacity, value);
+        let (state, result) = self.lock_and_send(value);
         drop(state);
         result.map(wake)
     }
 
     #[inline]
     fn send(&self, value: T, patience: impl FnOnce() -> Patience) -> Result<(), SendTimeoutError<T>> {
-        let mut state = self.lock_for_send();
-        match state.send(self.capacity, value) {
+        let (state, result) = self.lock_and_send(value);
+        match result {
             Ok(receiver) => {
                 drop(state);
                 wake(receiver);
                 Ok(())
             }
             Err(TrySendError::Disconnected(value)) => Err(SendTimeoutError::Disconnected(value)),
-            Err(TrySendError::Full(value)) => {
-                let reason = (Reason::new(WaitKind::Send, self), patience());
-                let place = (End::Back, Some(value));
-                match wait(&self.state, state, |state| &mut state.senders, place, reason, || ()) {
-                    Ok(None) => Ok(()),
-                    Ok(Some(value)) => Err(SendTimeoutError::Disconnected(value)),
-                    Err(withdrawn) => {
-                        let value = withdrawn.payload.expect("nobody has taken the value");
-                        Err(SendTimeoutError::new(withdrawn.error, value))
-                    }
-                }
+            Err(TrySendError::Full(value)) => self.wait_to_send(state, value, patience()),
+        }
+    }
+
+    fn wait_to_send(
+        &self,
+        state: LatchGuard<'_, State<T>>,
+        value: T,
+        patience: Patience,
+    ) -> Result<(), SendTimeoutError<T>> {
+        let reason = (Reason::new(WaitKind::Send, self), patience);
+        match wait(&self.state, state, |state| &mut state.senders, (End::Back, Some(value)), reason, || ()) {
+            Ok(None) => Ok(()),
+            Ok(Some(value)) => Err(SendTimeoutError::Disconnected(value)),
+            Err(withdrawn) => {
+                let value = withdrawn.payload.expect("nobody has taken the value");
+                Err(SendTimeoutError::new(withdrawn.error, value))
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use super::error::WaitError;
 use super::mutex::MutexGuard;
-use super::shim::{AtomicBool, Lock, Ordering, constructor};
+use super::shim::{AtomicBool, Latch, Ordering, constructor};
 use super::wait::{End, Patience, Queue, Reason, Waiter, wait, wake_all};
 use crate::fiber::WaitKind;
 use crate::interrupt::Interrupt;
@@ -40,7 +40,7 @@ struct State {
 /// fiber.join().unwrap();
 /// ```
 pub struct Condvar {
-    state: Lock<State>,
+    state: Latch<State>,
     /// Whether the queue may be occupied. Changes under the lock; see [`Condvar::has_waiters`] for who may read it without.
     is_occupied: AtomicBool,
 }
@@ -50,7 +50,7 @@ impl Condvar {
         /// Nobody waits.
         pub fn new() -> Self {
             Self {
-                state: Lock::new(State { queue: Queue::new(), count: 0 }),
+                state: Latch::new(State { queue: Queue::new(), count: 0 }),
                 is_occupied: AtomicBool::new(false),
             }
         }

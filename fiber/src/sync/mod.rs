@@ -36,6 +36,8 @@ mod buffer;
 mod channel;
 mod condvar;
 mod error;
+#[cfg(not(loom))]
+mod latch;
 #[cfg(all(test, loom))]
 mod models;
 mod mutex;

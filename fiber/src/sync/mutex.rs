@@ -2,7 +2,7 @@
 
 use super::error::WaitError;
 use super::poison::{Poison, Witness};
-use super::shim::{AtomicU32, Lock, Ordering, constructor};
+use super::shim::{AtomicU32, Latch, Ordering, constructor};
 use super::wait::{End, Patience, Queue, Reason, wait};
 use crate::fiber::WaitKind;
 use crate::interrupt::Interrupt;
@@ -40,13 +40,13 @@ struct Turn {
 /// try for the lock. If it fails, somebody holds it, and will find `QUEUED` set when it unlocks.
 pub(super) struct RawMutex {
     state: AtomicU32,
-    queue: Lock<Queue<Turn>>,
+    queue: Latch<Queue<Turn>>,
 }
 
 impl RawMutex {
     constructor! {
         fn new() -> Self {
-            Self { state: AtomicU32::new(0), queue: Lock::new(Queue::new()) }
+            Self { state: AtomicU32::new(0), queue: Latch::new(Queue::new()) }
         }
     }
 

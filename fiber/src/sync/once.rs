@@ -1,6 +1,6 @@
 //! Initialisation that happens once, however many ask for it at the same time.
 
-use super::shim::{AtomicU32, Lock, Ordering, constructor};
+use super::shim::{AtomicU32, Latch, Ordering, constructor};
 use super::wait::{End, Patience, Queue, Reason, wait, wake_all};
 use crate::fiber::WaitKind;
 use core::cell::UnsafeCell;
@@ -28,14 +28,14 @@ const DONE: u32 = 2;
 pub struct Once {
     /// Leaves `DONE` never, `NEW` and `RUNNING` only under the lock.
     state: AtomicU32,
-    queue: Lock<Queue<()>>,
+    queue: Latch<Queue<()>>,
 }
 
 impl Once {
     constructor! {
         /// Not run yet.
         pub fn new() -> Self {
-            Self { state: AtomicU32::new(NEW), queue: Lock::new(Queue::new()) }
+            Self { state: AtomicU32::new(NEW), queue: Latch::new(Queue::new()) }
         }
     }
 

@@ -1,7 +1,7 @@
 //! A channel for one value: the answer to one question.
 
 use super::error::{RecvError, RecvTimeoutError, TryRecvError};
-use super::shim::Lock;
+use super::shim::Latch;
 use super::wait::{End, Node, Patience, Queue, Reason, Ticket, Waiter, wait, wake_all};
 use crate::fiber::WaitKind;
 use core::fmt;
@@ -17,13 +17,13 @@ use std::time::Duration;
 /// ```
 pub fn oneshot<T>() -> (OneshotSender<T>, OneshotReceiver<T>) {
     let state = State { value: None, receivers: Queue::new(), is_disconnected: false };
-    let slot = Arc::new(OneshotSlot { state: Lock::new(state) });
+    let slot = Arc::new(OneshotSlot { state: Latch::new(state) });
     (OneshotSender { slot: Some(Arc::clone(&slot)) }, OneshotReceiver { slot })
 }
 
 /// What both ends share.
 pub(super) struct OneshotSlot<T> {
-    state: Lock<State<T>>,
+    state: Latch<State<T>>,
 }
 
 struct State<T> {

@@ -3,7 +3,7 @@
 
 use super::error::WaitError;
 use super::poison::{Poison, Witness};
-use super::shim::{AtomicUsize, Guard, Lock, Ordering, constructor};
+use super::shim::{AtomicUsize, Latch, LatchGuard, Ordering, constructor};
 use super::wait::{End, Patience, Queue, Reason, Waiter, wait, wake_all};
 use crate::fiber::WaitKind;
 use crate::interrupt::Interrupt;
@@ -46,13 +46,13 @@ struct Turn {
 /// queue's lock, too, is the only one who changes the word.
 struct RawRwLock {
     state: AtomicUsize,
-    queue: Lock<Queue<Turn>>,
+    queue: Latch<Queue<Turn>>,
 }
 
 impl RawRwLock {
     constructor! {
         fn new() -> Self {
-            Self { state: AtomicUsize::new(0), queue: Lock::new(Queue::new()) }
+            Self { state: AtomicUsize::new(0), queue: Latch::new(Queue::new()) }
         }
     }
 
@@ -167,7 +167,7 @@ impl RawRwLock {
 
     /// Releases a lock that the caller holds alone, to those who have queued.
     #[cold]
-    fn pass_on(&self, mut queue: Guard<'_, Queue<Turn>>) {
+    fn pass_on(&self, mut queue: LatchGuard<'_, Queue<Turn>>) {
         let first = queue.first().map(|turn| (turn.access, turn.passed_over));
         let (held, owns) = match first {
             Some((Access::Read, _)) => (READER, true),
@@ -184,7 +184,7 @@ impl RawRwLock {
     }
 
     /// Lets readers at the front of the queue join those who hold the lock for reading, if so it is held, and keeps `QUEUED` right.
-    fn let_readers_in(&self, queue: Guard<'_, Queue<Turn>>) {
+    fn let_readers_in(&self, queue: LatchGuard<'_, Queue<Turn>>) {
         wake_all(&self.queue, queue, |queue| -> Option<Waiter> {
             let is_reader = queue.first().is_some_and(|turn| turn.access == Access::Read);
             let join = |state| (state & WRITER == 0 && state >= READER).then_some(state + READER);

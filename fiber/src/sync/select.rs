@@ -130,7 +130,10 @@ fn wait_for_one(
             operation.withdraw(done == Some(index));
         }
         match (done, wake) {
-            (Some(index), _) => return Ok(index),
+            (Some(index), _) => {
+                ticket.await_release();
+                return Ok(index);
+            }
             (None, Wake::Ready) => {}
             (None, wake) => return Err(WaitError::of(wake)),
         }

@@ -1,7 +1,7 @@
 //! A counting semaphore: permits in one word, and a queue of those who want more than there are.
 
 use super::error::WaitError;
-use super::shim::{AtomicUsize, Guard, Lock, Ordering, constructor};
+use super::shim::{AtomicUsize, Latch, LatchGuard, Ordering, constructor};
 use super::wait::{End, Patience, Queue, Reason, Waiter, wait, wake_all};
 use crate::fiber::WaitKind;
 use crate::interrupt::Interrupt;
@@ -41,7 +41,7 @@ pub struct Semaphore {
     /// Invariant: with `QUEUED`, fewer permits than the first in the queue wants, whenever the queue's lock is free.
     state: AtomicUsize,
     /// Of each waiter how many permits it wants.
-    queue: Lock<Queue<usize>>,
+    queue: Latch<Queue<usize>>,
 }
 
 impl Semaphore {
@@ -55,7 +55,7 @@ impl Semaphore {
         /// When `permits` is above [`Semaphore::PERMITS_MAX`].
         pub fn new(permits: usize) -> Self {
             assert!(permits <= Self::PERMITS_MAX, "too many permits");
-            Self { state: AtomicUsize::new(permits * PERMIT), queue: Lock::new(Queue::new()) }
+            Self { state: AtomicUsize::new(permits * PERMIT), queue: Latch::new(Queue::new()) }
         }
     }
 
@@ -226,7 +226,7 @@ impl Semaphore {
 
     /// Gives out permits from the front of the queue as far as they go, and keeps `QUEUED` right. Called with the bit set, or with
     /// an empty queue.
-    fn distribute(&self, queue: Guard<'_, Queue<usize>>) {
+    fn distribute(&self, queue: LatchGuard<'_, Queue<usize>>) {
         wake_all(&self.queue, queue, |queue| -> Option<Waiter> {
             let available = self.available();
             let mut taken = 0;

@@ -1,7 +1,7 @@
 //! What the primitives are built on: atomics, the internal lock, and the sleep of a plain thread. Under `cfg(loom)` all of it is
 //! loom's, so that the models in `models.rs` check the very code that runs.
 //!
-//! Nothing else in this folder may name `core::sync::atomic`, [`crate::lock`] or [`crate::sys`].
+//! Nothing else in this folder, but for latch.rs, may name `core::sync::atomic` or [`crate::sys`].
 
 #[cfg(loom)]
 pub(super) use in_model::*;
@@ -24,7 +24,7 @@ pub(super) use constructor;
 
 #[cfg(not(loom))]
 mod real {
-    pub(in crate::sync) use crate::lock::{Guard, Lock};
+    pub(in crate::sync) use crate::sync::latch::{Latch, LatchGuard};
     use crate::sys;
     pub(in crate::sync) use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
     use std::time::Instant;
@@ -90,33 +90,33 @@ mod in_model {
     pub(in crate::sync) use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
     use std::time::Instant;
 
-    pub(in crate::sync) struct Lock<T> {
+    pub(in crate::sync) struct Latch<T> {
         inner: loom::sync::Mutex<()>,
         value: core::cell::UnsafeCell<T>,
     }
 
     // SAFETY: as for the lock that it stands for, on one thread of the system.
-    unsafe impl<T: Send> Sync for Lock<T> {}
+    unsafe impl<T: Send> Sync for Latch<T> {}
     // SAFETY: as above.
-    unsafe impl<T: Send> Send for Lock<T> {}
+    unsafe impl<T: Send> Send for Latch<T> {}
 
-    impl<T> Lock<T> {
+    impl<T> Latch<T> {
         pub(in crate::sync) fn new(value: T) -> Self {
             Self { inner: loom::sync::Mutex::new(()), value: core::cell::UnsafeCell::new(value) }
         }
 
-        pub(in crate::sync) fn lock(&self) -> Guard<'_, T> {
+        pub(in crate::sync) fn lock(&self) -> LatchGuard<'_, T> {
             let held = self.inner.lock();
-            Guard { value: self.value.get(), _held: held.expect("a model does not panic in a lock") }
+            LatchGuard { value: self.value.get(), _held: held.expect("a model does not panic in a lock") }
         }
     }
 
-    pub(in crate::sync) struct Guard<'a, T> {
+    pub(in crate::sync) struct LatchGuard<'a, T> {
         value: *mut T,
         _held: loom::sync::MutexGuard<'a, ()>,
     }
 
-    impl<T> Deref for Guard<'_, T> {
+    impl<T> Deref for LatchGuard<'_, T> {
         type Target = T;
         fn deref(&self) -> &T {
             // SAFETY: the lock is held.
@@ -124,7 +124,7 @@ mod in_model {
         }
     }
 
-    impl<T> DerefMut for Guard<'_, T> {
+    impl<T> DerefMut for LatchGuard<'_, T> {
         fn deref_mut(&mut self) -> &mut T {
             // SAFETY: the lock is held, and this is the only reference made through the guard.
             unsafe { &mut *self.value }

@@ -47,17 +47,22 @@
 //!   in. Whoever loses the swap drops the node and grants the next one in its queue instead, within the same critical section.
 //!
 //! # Why nothing dangles
-//! Whoever grants touches the waiter's frame only under the lock, and before a waiter can have learnt of it: the waker that leaves
-//! the critical section was moved out of the ticket, and a thread's word is then no more than an address to wake. A fiber that was
-//! woken by something else (its deadline, a cancellation) takes the lock before it leaves its frame, so it comes after the critical
-//! section that granted it. A thread may leave as soon as its word has changed: that store is the last access. A `select`
-//! takes the lock of each of its queues before it leaves.
+//! Whoever grants touches the waiter's frame only under the lock, and before a waiter can have learnt of it.
+//! - A *thread* may leave as soon as its word has changed: that store is the last access, and what leaves the critical section is
+//!   an address to wake.
+//! - For a *fiber* a waker leaves the critical section that does not keep the fiber alive: counting would cost as much as the
+//!   rest. If it ends the fiber's wait, that is the last access to the fiber. If it comes too late, because something else
+//!   has ended the wait (a deadline, a cancellation), it says so in the ticket, as the last access; and a fiber that was woken by
+//!   something else and finds itself granted stays until it is told so ([`Ticket::await_release`]). That takes the few
+//!   instructions which the other has yet to run.
+//! - A *`select`* takes the lock of each of its queues before it leaves, so a critical section that has claimed its ticket is over.
 
 use super::error::WaitError;
-use super::shim::{self, AtomicU32, Guard, Lock, Ordering, Sleeper, sleep};
+use super::shim::{self, AtomicBool, AtomicU32, Latch, LatchGuard, Ordering, Sleeper, sleep};
 use crate::context::with_current;
-use crate::fiber::{WaitKind, Wake, Waker};
-use core::cell::UnsafeCell;
+use crate::fiber::{UncountedWaker, WaitKind, Wake};
+use core::cell::{Cell, UnsafeCell};
+use core::hint;
 use core::ptr;
 use std::time::{Duration, Instant};
 
@@ -102,16 +107,24 @@ impl Reason {
 
 /// Who waits, as seen by those who wake.
 pub(super) enum Waiter {
-    Fiber(Waker),
+    Fiber(UncountedWaker, *const Ticket),
     Thread(Sleeper),
 }
+
+// SAFETY: a fiber or thread may be woken from any thread, and a ticket is made to be reached from there (see above).
+unsafe impl Send for Waiter {}
 
 impl Waiter {
     /// Called without any lock, so that whoever wakes up need not wait for it.
     pub(super) fn wake(self) {
         match self {
-            Waiter::Fiber(waker) => {
-                waker.wake(Wake::Ready);
+            Waiter::Fiber(waker, ticket) => {
+                // SAFETY: a fiber that has been granted stays in its wait until it is woken by this, or else told so here.
+                unsafe {
+                    if !waker.wake(Wake::Ready) {
+                        (*ticket).is_released.store(true, Ordering::Release);
+                    }
+                }
             }
             Waiter::Thread(sleeper) => sleeper.wake(),
         }
@@ -131,12 +144,22 @@ pub struct Ticket {
     is_contested: bool,
     /// See rule 4.
     waiter: UnsafeCell<Option<Waiter>>,
+    /// The waiter's own: it has been woken by whoever granted it, or would not be kept by that.
+    is_woken: Cell<bool>,
+    /// Whoever granted it came too late to wake it, and is done.
+    is_released: AtomicBool,
 }
 
 impl Ticket {
     /// For one node.
     fn new() -> Self {
-        Self { state: AtomicU32::new(WAITING), is_contested: false, waiter: UnsafeCell::new(None) }
+        Self {
+            state: AtomicU32::new(WAITING),
+            is_contested: false,
+            waiter: UnsafeCell::new(None),
+            is_woken: Cell::new(false),
+            is_released: AtomicBool::new(false),
+        }
     }
 
     /// For nodes in several queues, of which one will be granted.
@@ -154,19 +177,26 @@ impl Ticket {
     pub(super) fn wait(&self, reason: Reason, patience: Patience, enqueue: impl FnOnce() -> bool) -> Wake {
         with_current(|current| match current {
             Some(current) if current.may_suspend() => {
-                let wait = current.begin_wait(reason.kind, reason.detail);
-                self.set_waiter(Waiter::Fiber(wait.waker()));
+                let wait = match patience.is_interruptible {
+                    true => current.begin_interruptible_wait(reason.kind, reason.detail),
+                    false => current.begin_wait(reason.kind, reason.detail),
+                };
+                self.set_waiter(Waiter::Fiber(wait.uncounted_waker(), self));
                 if !enqueue() {
-                    wait.abandon();
+                    self.is_woken.set(wait.abandon());
                     return Wake::Ready;
                 }
-                match patience.is_interruptible {
+                let wake = match patience.is_interruptible {
                     true => wait.block_interruptible(patience.deadline),
                     false => wait.block(patience.deadline),
-                }
+                };
+                // Nobody else says `Ready`.
+                self.is_woken.set(wake == Wake::Ready);
+                wake
             }
             _ => {
                 self.set_waiter(Waiter::Thread(Sleeper::new(&self.state)));
+                self.is_woken.set(true);
                 match !enqueue() || sleep(&self.state, WAITING, patience.deadline) {
                     true => Wake::Ready,
                     false => Wake::TimedOut,
@@ -201,6 +231,24 @@ impl Ticket {
         match self.state.compare_exchange(WAITING, ABANDONED, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => None,
             Err(granted) => Some(granted as usize - 1),
+        }
+    }
+
+    /// Called by a waiter that has been granted, before it leaves: whoever did it may not have come to waking it yet, and has no other
+    /// hold on it.
+    #[inline]
+    pub(super) fn await_release(&self) {
+        if !self.is_woken.get() {
+            self.await_release_of_fiber();
+        }
+    }
+
+    #[cold]
+    fn await_release_of_fiber(&self) {
+        while !self.is_released.load(Ordering::Acquire) {
+            hint::spin_loop();
+            // If the other's thread was preempted, this may take some time.
+            crate::yield_now();
         }
     }
 
@@ -384,7 +432,7 @@ impl<P> Queue<P> {
 pub(super) struct Withdrawn<'a, S, P> {
     pub(super) error: WaitError,
     pub(super) payload: P,
-    pub(super) guard: Guard<'a, S>,
+    pub(super) guard: LatchGuard<'a, S>,
 }
 
 /// Waits in a queue of the state that `guard` holds, having looked that there is no way around it. Returns the payload as the
@@ -396,8 +444,8 @@ pub(super) struct Withdrawn<'a, S, P> {
 /// As [`Ticket::wait`].
 #[inline]
 pub(super) fn wait<'a, S, P>(
-    lock: &'a Lock<S>,
-    mut guard: Guard<'a, S>,
+    lock: &'a Latch<S>,
+    mut guard: LatchGuard<'a, S>,
     queue: impl for<'s> Fn(&'s mut S) -> &'s mut Queue<P>,
     place: (End, P),
     (reason, patience): (Reason, Patience),
@@ -419,6 +467,8 @@ pub(super) fn wait<'a, S, P>(
         if unsafe { queue(&mut guard).remove(&node) } {
             return Err(Withdrawn { error: WaitError::of(wake), payload: node.into_payload(), guard });
         }
+        drop(guard);
+        ticket.await_release();
     }
     Ok(node.into_payload())
 }
@@ -428,8 +478,8 @@ const BATCH: usize = 16;
 
 /// Wakes every waiter that `next` grants, without keeping the lock for long: in batches, between which others may take it.
 pub(super) fn wake_all<'a, S>(
-    lock: &'a Lock<S>,
-    mut guard: Guard<'a, S>,
+    lock: &'a Latch<S>,
+    mut guard: LatchGuard<'a, S>,
     mut next: impl FnMut(&mut S) -> Option<Waiter>,
 ) {
     loop {

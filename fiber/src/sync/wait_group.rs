@@ -1,7 +1,7 @@
 //! A wait group: who waits for a number of tasks, not known beforehand, to end.
 
 use super::error::WaitError;
-use super::shim::{AtomicUsize, Lock, Ordering};
+use super::shim::{AtomicUsize, Latch, Ordering};
 use super::wait::{End, Patience, Queue, Reason, wait, wake_all};
 use crate::fiber::WaitKind;
 use crate::interrupt::Interrupt;
@@ -12,7 +12,7 @@ use std::time::Duration;
 struct Inner {
     /// Falls from 1 to 0 only under the lock, so that whoever has looked at it there and waits is found.
     tasks: AtomicUsize,
-    state: Lock<State>,
+    state: Latch<State>,
 }
 
 struct State {
@@ -46,7 +46,7 @@ pub struct WaitGroup {
 impl WaitGroup {
     /// Without tasks.
     pub fn new() -> Self {
-        let state = Lock::new(State { queue: Queue::new(), count: 0 });
+        let state = Latch::new(State { queue: Queue::new(), count: 0 });
         Self { inner: Arc::new(Inner { tasks: AtomicUsize::new(0), state }) }
     }
 
