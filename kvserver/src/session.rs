@@ -25,6 +25,7 @@ use bytes::{Bytes, BytesMut};
 use crate::codec;
 use crate::resp::{Protocol, Reply};
 use crate::store::SnapshotError;
+use squall_raft::planted::{Mistake, planted};
 
 /// What a kept reply is counted for beside its bytes.
 const REPLY_OVERHEAD_BYTES: u64 = 64;
@@ -138,7 +139,7 @@ impl Sessions {
         if seq < session.seq {
             return Err(SessionError::Stale { seq, last_seq: session.seq });
         }
-        if seq > session.seq {
+        if seq > session.seq || planted(Mistake::RepeatedRequestRuns) {
             return Ok(Admission::Execute);
         }
         let replies = session.replies.clone();

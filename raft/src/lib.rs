@@ -6,11 +6,14 @@
 //!
 //! Sending messages belongs to the user, who implements [`group::Transport`], and so does the replicated
 //! state, a [`group::StateMachine`].
+//!
+//! [`planted`] has known mistakes for the simulation to find; an ordinary build cannot make them.
 #![forbid(unsafe_code)]
 
 pub mod core;
 mod error;
 pub mod group;
+pub mod planted;
 pub mod snapshot;
 mod spawn;
 pub mod wal;

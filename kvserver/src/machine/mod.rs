@@ -19,6 +19,7 @@ use crate::command::{self, Context};
 use crate::resp::Reply;
 use crate::session::{Admission, SessionError, SessionLimits, Sessions};
 use crate::store::{SnapshotError, Store};
+use squall_raft::planted::{Mistake, planted};
 
 pub use proposal::{Proposal, ProposalError};
 pub use snapshot::MachineView;
@@ -89,7 +90,11 @@ impl KvMachine {
     /// [`ApplyError`]: no command was executed.
     pub fn apply(&mut self, entry: &Bytes) -> Result<Vec<Reply>, ApplyError> {
         let proposal = Proposal::decode(entry)?;
-        self.log_time_ms = self.log_time_ms.max(proposal.now_ms);
+        let mut now_ms = proposal.now_ms;
+        if planted(Mistake::ExpiryByOwnClock) {
+            now_ms = std::time::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_millis() as u64);
+        }
+        self.log_time_ms = self.log_time_ms.max(now_ms);
         let context = Context { now_ms: self.log_time_ms, value_bytes_max: proposal.value_bytes_max };
         let purged_max = PURGED_PER_ENTRY + PURGED_PER_COMMAND * proposal.commands.len();
         self.store.purge_expired(context.now_ms, purged_max);

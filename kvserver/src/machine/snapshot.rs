@@ -17,6 +17,7 @@ use super::{KvMachine, MachineOptions};
 use crate::codec;
 use crate::session::{Sessions, SessionsView};
 use crate::store::{SnapshotError, Store, StoreView};
+use squall_raft::planted::{Mistake, planted};
 
 const MAGIC: [u8; 8] = *b"SQUALLKV";
 const VERSION: u32 = 1;
@@ -81,7 +82,10 @@ impl KvMachine {
         }
         let log_time_ms = codec::read_varint(&mut input)?;
         let store = Store::read_records(options.hash_key, &mut input)?;
-        let sessions = Sessions::read(options.sessions, &mut input)?;
+        let mut sessions = Sessions::read(options.sessions, &mut input)?;
+        if planted(Mistake::SessionsLostInSnapshot) {
+            sessions = Sessions::new(options.sessions);
+        }
         let computed = input.checksum();
         input.read_exact(&mut word)?;
         let stored = u32::from_le_bytes(word);

@@ -1,6 +1,7 @@
 //! The arithmetic of majorities. Pure functions of a set of voters; knows nothing of logs or messages.
 
 use super::types::NodeId;
+use crate::planted::{Mistake, planted};
 
 /// How an election stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +41,9 @@ impl Majority {
 
     /// How many voters decide.
     pub fn size(&self) -> usize {
+        if planted(Mistake::SmallQuorum) {
+            return self.voters.len().div_ceil(2).max(2) - 1;
+        }
         self.voters.len() / 2 + 1
     }
 

@@ -16,6 +16,7 @@ use super::progress::{Progress, ProgressState};
 use super::quorum::{Majority, VoteResult};
 use super::ready::{ReadState, Ready, Role, SoftState};
 use super::types::{Entry, EntryKind, HardState, Index, NodeId, SnapshotMeta, Term};
+use crate::planted::{Mistake, planted};
 
 /// Only the leader can do this.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -367,7 +368,7 @@ impl Raft {
             return Err(NotLeader { leader: self.leader });
         }
         // A fresh leader's commit index may lag behind what its predecessor acknowledged (section 6.4, step 1).
-        if self.log.matches(self.log.committed, self.term) {
+        if self.log.matches(self.log.committed, self.term) || planted(Mistake::EarlyRead) {
             self.reads.push_back(PendingRead {
                 context,
                 index: self.log.committed,
@@ -432,9 +433,9 @@ impl Raft {
         let (snapshot, entries) = self.log.take_unwritten();
         let hard_state = HardState { term: self.term, vote: self.vote, commit: self.log.committed };
         // The commit index alone is not worth a write: it is a hint that rides along with the next one.
-        let must_write = !entries.is_empty()
-            || snapshot.is_some()
-            || (hard_state.term, hard_state.vote) != (self.written.term, self.written.vote);
+        let votes = !planted(Mistake::VotesNotPersisted)
+            && (hard_state.term, hard_state.vote) != (self.written.term, self.written.vote);
+        let must_write = !entries.is_empty() || snapshot.is_some() || votes;
         let mut ready = Ready {
             hard_state: (must_write && hard_state != self.written).then_some(hard_state),
             snapshot,
@@ -505,15 +506,22 @@ impl Raft {
         }
         match body {
             Body::PreVote { last_index, last_term } => {
-                let granted = term > self.term && self.log.is_behind_or_equal(last_index, last_term);
+                let is_behind = self.log.is_behind_or_equal(last_index, last_term);
+                let granted = term > self.term && (is_behind || planted(Mistake::VoteForShorterLog));
                 // A grant answers for the term that was asked about, a refusal tells ours.
                 let term = if granted { term } else { self.term };
                 self.send_in_term(from, term, Body::PreVoteReply { granted });
             }
             Body::Vote { last_index, last_term } => {
                 let free = self.vote == Some(from) || (self.vote.is_none() && self.leader.is_none());
-                let granted = free && self.log.is_behind_or_equal(last_index, last_term);
-                if granted {
+                let free = free || planted(Mistake::VoteTwice);
+                let is_behind = self.log.is_behind_or_equal(last_index, last_term);
+                let granted = free && (is_behind || planted(Mistake::VoteForShorterLog));
+                if granted && planted(Mistake::VoteBeforeSync) {
+                    self.vote = Some(from);
+                    self.reset_election_timer();
+                    self.send(from, Body::VoteReply { granted });
+                } else if granted {
                     self.vote = Some(from);
                     self.reset_election_timer();
                     self.send_after_persist(from, Body::VoteReply { granted });
@@ -623,7 +631,13 @@ impl Raft {
             (VoteResult::Won, Role::PreCandidate) => self.campaign(),
             // The vote for itself must be durable, whatever the others say: else after a crash this node could
             // win the same term again and lead it with another log.
-            (VoteResult::Won, _) if self.durable == (self.term, Some(self.config.id)) => self.become_leader(),
+            (VoteResult::Won, _)
+                if self.durable == (self.term, Some(self.config.id))
+                    || planted(Mistake::OwnVoteBeforeSync)
+                    || planted(Mistake::VotesNotPersisted) =>
+            {
+                self.become_leader();
+            }
             (VoteResult::Lost, _) => self.become_follower(self.term, None),
             (VoteResult::Won | VoteResult::Pending, _) => {}
         }
@@ -676,7 +690,8 @@ impl Raft {
             self.send_after_persist(from, Body::AppendAccepted { matched: committed });
             return;
         }
-        if !self.log.matches(prev_index, prev_term) {
+        let skips_check = planted(Mistake::NoPreviousCheck) && prev_index <= self.log.last_index();
+        if !self.log.matches(prev_index, prev_term) && !skips_check {
             let rejected = prev_index;
             let (hint_index, hint_term) =
                 self.log.agree_at_most(prev_index.min(self.log.last_index()), prev_term);
@@ -689,13 +704,21 @@ impl Raft {
             return;
         }
         let matched = prev_index + entries.len() as u64;
-        if let Some(first_new) = self.log.first_new(&entries) {
+        if planted(Mistake::KeepConflictingSuffix) {
+            let last = self.log.last_index();
+            self.log.replace_suffix(entries.into_iter().filter(|entry| entry.index > last));
+        } else if let Some(first_new) = self.log.first_new(&entries) {
             // Nothing committed is replaced: all of `entries` come after `prev_index`, which does not lie below it.
             self.log.replace_suffix(entries.into_iter().skip(first_new));
         }
         // Entries after `matched` may be an old leader's: this message says nothing of them.
-        let _ = self.log.commit_to(commit.min(matched));
-        self.send_after_persist(from, Body::AppendAccepted { matched });
+        let known = if planted(Mistake::CommitBeyondMatch) { self.log.last_index() } else { matched };
+        let _ = self.log.commit_to(commit.min(known));
+        if planted(Mistake::AckBeforeSync) {
+            self.send(from, Body::AppendAccepted { matched });
+        } else {
+            self.send_after_persist(from, Body::AppendAccepted { matched });
+        }
     }
 
     fn handle_snapshot(&mut self, from: NodeId, snapshot: SnapshotMeta) {
@@ -744,11 +767,13 @@ impl Raft {
     fn maybe_commit(&mut self) {
         let id = self.config.id;
         let reached = self.quorum.reached(|voter| match voter == id {
+            true if planted(Mistake::LeaderCountsItselfEarly) => self.log.last_index(),
             true => self.log.persisted,
             false => self.peers.get(&voter).map_or(0, |p| p.matched),
         });
         // Counting replicas commits only entries of the own term, the older ones with them (Raft paper, figure 8).
-        if self.log.matches(reached, self.term) && self.log.commit_to(reached) {
+        let is_own = self.log.matches(reached, self.term) || planted(Mistake::CommitByCount);
+        if is_own && self.log.commit_to(reached) {
             for context in std::mem::take(&mut self.early_reads) {
                 self.reads.push_back(PendingRead { context, index: reached, round: self.read_round + 1 });
             }
@@ -759,6 +784,7 @@ impl Raft {
         let id = self.config.id;
         let confirmed = self.quorum.reached(|voter| match voter == id {
             true => self.read_round,
+            false if planted(Mistake::ReadWithoutQuorum) => self.read_round,
             false => self.peers.get(&voter).map_or(0, |p| p.read_round),
         });
         while let Some(read) = self.reads.pop_front_if(|read| read.round <= confirmed) {
@@ -780,7 +806,8 @@ impl Raft {
         self.heartbeat_elapsed = 0;
         for id in self.peer_ids() {
             let matched = self.peers.get(&id).map_or(0, |p| p.matched);
-            let commit = self.log.committed.min(matched);
+            let unmatched = planted(Mistake::HeartbeatCommitsUnmatched);
+            let commit = if unmatched { self.log.committed } else { self.log.committed.min(matched) };
             self.send(id, Body::Heartbeat { commit, context: self.read_round });
         }
     }

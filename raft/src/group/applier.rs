@@ -12,6 +12,7 @@ use super::snapshots::SnapshotJob;
 use super::traits::{Observer, StateMachine};
 use crate::core::types::{Entry, EntryKind, Index, NodeId, SnapshotMeta};
 use crate::error::RaftError;
+use crate::planted::{Mistake, planted};
 use crate::snapshot::SnapshotStore;
 
 /// Work for the applier, done in order.
@@ -64,7 +65,11 @@ impl<M: StateMachine> Applier<M> {
                 ApplyJob::Restore(snapshot) => self.restore(snapshot)?,
                 ApplyJob::Snapshot => {
                     let view = self.machine.snapshot();
-                    let _ = self.snapshot_jobs.send(SnapshotJob::Write { snapshot: self.applied, view });
+                    let mut snapshot = self.applied;
+                    if planted(Mistake::SnapshotIndexOffByOne) {
+                        snapshot.index += 1;
+                    }
+                    let _ = self.snapshot_jobs.send(SnapshotJob::Write { snapshot, view });
                 }
             }
             while let Some((_, reads)) = self.reads.pop_front_if(|(index, _)| *index <= self.applied.index) {

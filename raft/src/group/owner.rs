@@ -19,6 +19,7 @@ use super::traits::{Sent, StateMachine, Transport};
 use crate::core::types::{Entry, Index, NodeId, SnapshotMeta, Term};
 use crate::core::{Body, Message, NotLeader, Raft, Ready, Role, SoftState};
 use crate::error::RaftError;
+use crate::planted::{Mistake, planted};
 
 /// Events taken from the mailbox before the clock is looked at and the outcome is carried out: a flood cannot
 /// delay a heartbeat by more than that.
@@ -292,7 +293,9 @@ impl<M: StateMachine> Owner<M> {
         let committed = self.core.committed();
         let kept = self.pending.partition_point(|p| p.index <= committed);
         for proposal in self.pending.drain(kept..) {
-            proposal.reply.answer(Err(ProposeError::Indefinite));
+            let refused = planted(Mistake::UncertainReportedAsRefused);
+            let error = if refused { ProposeError::NotLeader { leader } } else { ProposeError::Indefinite };
+            proposal.reply.answer(Err(error));
         }
         let round = self.read_round.take().map(|(_, reads)| reads);
         refuse_reads(mem::take(&mut self.reads).into_iter().chain(round.into_iter().flatten()), leader);

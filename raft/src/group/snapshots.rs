@@ -10,6 +10,7 @@ use super::incoming::SnapshotHeader;
 use super::traits::{SnapshotTransfer, SnapshotView, StateMachine, Transport};
 use crate::core::types::{NodeId, SnapshotMeta, Term};
 use crate::error::RaftError;
+use crate::planted::{Mistake, planted};
 use crate::snapshot::SnapshotStore;
 
 /// Work for the snapshot keeper, done in order.
@@ -37,6 +38,11 @@ impl<M: StateMachine> SnapshotKeeper<M> {
         while let Ok(job) = self.jobs.recv() {
             match job {
                 SnapshotJob::Write { snapshot, view } => {
+                    if planted(Mistake::CutBeforeSnapshot) {
+                        let _ = self.events.send(Event::SnapshotTaken(Some(snapshot)));
+                        let _ = self.write(snapshot, view);
+                        continue;
+                    }
                     let taken = match self.write(snapshot, view) {
                         Ok(()) => Some(snapshot),
                         Err(_) if self.shared.stopping.load(Ordering::Relaxed) => None,

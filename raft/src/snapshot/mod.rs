@@ -56,6 +56,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::core::types::SnapshotMeta;
+use crate::planted::{Mistake, planted};
 use crate::wal::Identity;
 use crate::wal::disk::{DirLock, Disk, DiskFault, OsDisk, create_dir_durably, file_names};
 pub use error::SnapshotError;
@@ -345,7 +346,9 @@ impl Draft {
     fn finish(&mut self) -> Result<PathBuf, SnapshotError> {
         let path = self.directory.path.join(file_name(self.meta));
         self.attempt(|draft| {
-            draft.sync()?;
+            if !planted(Mistake::SnapshotNotSynced) {
+                draft.sync()?;
+            }
             let disk = &draft.directory.disk;
             disk.rename(&draft.path, &path).map_err(DiskFault::of("rename", &draft.path))?;
             draft.state = DraftState::Finished;

@@ -17,6 +17,7 @@ use super::disk::{Disk, DiskFault};
 use super::recovery::{End, FoundSegment};
 use super::{Identity, WalOptions};
 use crate::core::types::Index;
+use crate::planted::{Mistake, planted};
 
 /// Room behind the last record for the zeroes, or the seal, that mark the end.
 pub(super) const END_BYTES: usize = RECORD_HEADER_BYTES;
@@ -210,7 +211,9 @@ impl SegmentStore {
     pub(super) fn publish(&self, draft: ActiveSegment) -> Result<ActiveSegment, DiskFault> {
         let path = self.segment_path(draft.sequence);
         self.disk.rename(&draft.path, &path).map_err(DiskFault::of("rename", &draft.path))?;
-        self.sync_dir()?;
+        if !planted(Mistake::NameNotSynced) {
+            self.sync_dir()?;
+        }
         Ok(ActiveSegment { path, ..draft })
     }
 
@@ -219,6 +222,12 @@ impl SegmentStore {
     }
 
     pub(super) fn sync(&self, segment: &ActiveSegment) -> Result<(), DiskFault> {
+        if planted(Mistake::NoSync) {
+            return Ok(());
+        }
+        if planted(Mistake::SyncRetried) && self.disk.sync_data(&segment.file).is_ok() {
+            return Ok(());
+        }
         self.disk.sync_data(&segment.file).map_err(DiskFault::of("sync", &segment.path))
     }
 

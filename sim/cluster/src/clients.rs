@@ -91,6 +91,11 @@ pub(crate) fn work(traffic: &Arc<Traffic>, world: &World, client: usize, with_re
         let epoch = world.now().as_secs() / KEYS_LAST.as_secs();
         let epoch = if random.chance(0.1) { epoch.saturating_sub(1) } else { epoch };
         let key = format!("key-{epoch}-{}", random.below(KEYS));
+        if random.chance(0.1) {
+            // What expires is not part of the history: it depends on clocks. But the replicas must agree on it.
+            set_for_a_while(&means, &mut random);
+            continue;
+        }
         let wish = match random.below(10) {
             0..4 => Wish::Get,
             4..6 => Wish::Set(traffic.token()),
@@ -99,6 +104,15 @@ pub(crate) fn work(traffic: &Arc<Traffic>, world: &World, client: usize, with_re
             _ => Wish::Delete,
         };
         step(traffic, &mut means, &mut random, client, &key, wish);
+    }
+}
+
+/// Sets a key that vanishes soon. What becomes of the request does not matter.
+fn set_for_a_while(means: &Means, random: &mut Random) {
+    if let Means::Clerk(Some(clerk)) = means {
+        let (key, ms) = (format!("fleeting-{}", random.below(20)), random.below(3_000) + 1);
+        let words = ["SET".to_owned(), key, "x".to_owned(), "PX".to_owned(), ms.to_string()];
+        let _ = clerk.execute(vec![words.into_iter().map(Bytes::from).collect()], false);
     }
 }
 

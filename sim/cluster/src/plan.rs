@@ -55,6 +55,8 @@ pub enum Fault {
     FullDisk(Target, Duration),
     /// `clock NODE AHEAD ms DRIFT ppm`: from then on.
     Clock(Target, i64, i64),
+    /// `expect progress within TIME`: no fault; a write must succeed in this time, whatever is going on.
+    ExpectProgress(Duration),
 }
 
 /// A fault and when it comes.
@@ -187,6 +189,7 @@ impl fmt::Display for Fault {
             Fault::FailingWrites(node, long) => write!(f, "failing-writes {node} for {}", time(long)),
             Fault::FullDisk(node, long) => write!(f, "full-disk {node} for {}", time(long)),
             Fault::Clock(node, ahead, drift) => write!(f, "clock {node} {ahead} ms {drift} ppm"),
+            Fault::ExpectProgress(limit) => write!(f, "expect progress within {}", time(limit)),
         }
     }
 }
@@ -249,6 +252,7 @@ fn parse_step(line: &str) -> Option<Step> {
         ["failing-syncs", node, "for", time] => Fault::FailingSyncs(parse_target(node)?, parse_time(time)?),
         ["failing-writes", node, "for", time] => Fault::FailingWrites(parse_target(node)?, parse_time(time)?),
         ["full-disk", node, "for", time] => Fault::FullDisk(parse_target(node)?, parse_time(time)?),
+        ["expect", "progress", "within", time] => Fault::ExpectProgress(parse_time(time)?),
         ["clock", node, ahead, "ms", drift, "ppm"] => {
             Fault::Clock(parse_target(node)?, ahead.parse().ok()?, drift.parse().ok()?)
         }
@@ -296,6 +300,8 @@ mod tests {
 
     #[test]
     fn a_scenario_may_have_comments_and_must_make_sense() {
+        let expectation: Step = "2s expect progress within 5s".parse().unwrap();
+        assert_eq!(expectation.to_string(), "2000ms expect progress within 5000ms");
         let steps = parse("# quorum loss\n\n1.5s isolate leader for 3s # long enough\n").unwrap();
         assert_eq!(steps[0].to_string(), "1500ms isolate leader for 3000ms");
         for bad in [

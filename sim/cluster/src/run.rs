@@ -149,6 +149,8 @@ struct Cluster {
     traffic: Arc<Traffic>,
     /// Nothing goes wrong any more.
     calm: AtomicBool,
+    /// What the plan expected and did not come.
+    unexpected: Mutex<Vec<String>>,
 }
 
 fn make_config(hosts: &[Host], snapshot_log_bytes: u64) -> ClusterConfig {
@@ -176,6 +178,7 @@ fn scenario(world: &World, nodes: u64, length: Duration, steps: &[Step], snapsho
         watch: Arc::default(),
         traffic: Arc::new(Traffic::new(config, PASSWORD)),
         calm: AtomicBool::new(false),
+        unexpected: Mutex::default(),
     });
     for member in &cluster.members {
         let (cluster, member) = (Arc::clone(&cluster), Arc::clone(member));
@@ -204,6 +207,7 @@ fn scenario(world: &World, nodes: u64, length: Duration, steps: &[Step], snapsho
     if failures.is_empty() && !read_all(&cluster.traffic, world, CLIENTS) {
         failures.push("after everything had calmed down, a key could not be read".into());
     }
+    failures.extend(cluster.unexpected.lock().unwrap_or_else(PoisonError::into_inner).drain(..));
     failures.extend(cluster.watch.violations());
     let nonsense = cluster.traffic.nonsense.lock().unwrap_or_else(PoisonError::into_inner).clone();
     failures.extend(nonsense);
@@ -304,7 +308,8 @@ impl Cluster {
         });
     }
 
-    fn set_disk(self: &Arc<Self>, target: Target, faults: DiskFaults, time: Duration) {
+    fn set_disk(self: &Arc<Self>, target: Target, faults: DiskFaults, time: Duration, fault: &'static str) {
+        self.world.count_fault(fault);
         let host = self.find(target).host.clone();
         host.set_disk_faults(faults);
         self.later(time, move |_| host.set_disk_faults(DiskFaults::default()));
@@ -361,17 +366,38 @@ fn make(cluster: &Arc<Cluster>, fault: Fault) {
             cluster.set_links(Duration::from_millis(1), percent as f64 / 100.0, time, "lossy links");
         }
         Fault::SlowDisk(node, times, time) => {
-            cluster.world.count_fault("slow disk");
-            cluster.set_disk(node, DiskFaults { slowness: times as f64, ..DiskFaults::default() }, time);
+            let faults = DiskFaults { slowness: times as f64, ..DiskFaults::default() };
+            cluster.set_disk(node, faults, time, "slow disk");
         }
         Fault::FailingSyncs(node, time) => {
-            cluster.set_disk(node, DiskFaults { sync_error: 0.3, ..DiskFaults::default() }, time);
+            cluster.set_disk(
+                node,
+                DiskFaults { sync_error: 0.3, ..DiskFaults::default() },
+                time,
+                "failing syncs",
+            );
         }
         Fault::FailingWrites(node, time) => {
-            cluster.set_disk(node, DiskFaults { write_error: 0.1, ..DiskFaults::default() }, time);
+            cluster.set_disk(
+                node,
+                DiskFaults { write_error: 0.1, ..DiskFaults::default() },
+                time,
+                "failing writes",
+            );
         }
         Fault::FullDisk(node, time) => {
-            cluster.set_disk(node, DiskFaults { capacity_bytes: 0, ..DiskFaults::default() }, time);
+            cluster.set_disk(
+                node,
+                DiskFaults { capacity_bytes: 0, ..DiskFaults::default() },
+                time,
+                "full disk",
+            );
+        }
+        Fault::ExpectProgress(limit) => {
+            if !write_within(cluster, limit) {
+                let text = format!("no write succeeded within {limit:?}, though the scenario expects it");
+                cluster.unexpected.lock().unwrap_or_else(PoisonError::into_inner).push(text);
+            }
         }
         Fault::Clock(node, ahead_ms, drift_ppm) => cluster.find(node).host.set_clock(ahead_ms, drift_ppm),
     }
