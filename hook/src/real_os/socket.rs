@@ -7,6 +7,7 @@ use crate::errno::{Errno, Result, check};
 use crate::os::{AddressMut, Buffer, BufferMut};
 use crate::real;
 use core::ffi::c_int;
+use squall_fiber::run_blocking;
 use squall_iomanager::descriptor::{Direction, Slot};
 use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
@@ -74,6 +75,10 @@ pub(super) fn receive_messages(
             // The time is looked at after each message. Without a limit to it the kernel gives as many as there are.
             let room = if limit.is_some() { 1 } else { rest.len() };
             receive_with(fd, room, flags, |_, flags| {
+                // The try would take an error that comes behind the messages, which is for the next call.
+                if received > 0 && has_error(fd) {
+                    return Err(Errno(libc::EIO));
+                }
                 // SAFETY: so many of the caller's messages.
                 let count =
                     unsafe { real::recvmmsg(fd, rest.as_mut_ptr(), room as _, flags, core::ptr::null_mut()) };
@@ -87,8 +92,7 @@ pub(super) fn receive_messages(
             Err(errno) => return Err(errno),
         }
         let is_over = limit.is_some_and(|limit| limit <= Instant::now());
-        // Another try would take an error that comes behind these messages, which is for the next call.
-        if received == messages.len() || is_over || has_error(fd) {
+        if received == messages.len() || is_over {
             return Ok(received);
         }
     }
@@ -171,11 +175,11 @@ pub(super) fn retry_receive(
 ) -> Result<usize> {
     match kind {
         Kind::LowWater => retry_above_low_water(fd, slot, attempt),
-        // The kernel tells the end only to those that wait.
-        Kind::EndedDatagram => match attempt() {
-            Err(Errno::AGAIN) if !is_nonblocking(fd)? => Ok(0),
+        // The kernel tells the end only to those that wait, and that it may come while somebody does.
+        Kind::Datagram | Kind::EndedDatagram => retry(fd, slot, Direction::Read, || match attempt() {
+            Err(Errno::AGAIN) if kind::of(slot) == Some(Kind::EndedDatagram) && !is_nonblocking(fd)? => Ok(0),
             answer => answer,
-        },
+        }),
         _ => retry(fd, slot, Direction::Read, attempt),
     }
 }
@@ -258,6 +262,9 @@ pub(super) fn send_on_socket(
     size: usize,
     mut attempt: impl FnMut(usize, c_int) -> Result<usize>,
 ) -> Result<usize> {
+    if matches!(kind, Kind::Datagram | Kind::EndedDatagram) {
+        return send_datagram(fd, slot, attempt);
+    }
     // An attempt that does not offer all the rest sends less without the buffer being full.
     let kind = if pieces > VectorWindow::PIECES { Kind::Socket } else { kind };
     send_all(fd, kind, slot, size, |sent| {
@@ -270,6 +277,32 @@ pub(super) fn send_on_socket(
             return Err(Errno(libc::EPIPE));
         }
         attempt(sent, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
+    })
+}
+
+/// What is lent to the thread that makes a call for a fiber.
+struct Lent<T>(T);
+
+// SAFETY: the fiber waits, and touches nothing of it, until the call is over.
+unsafe impl<T> Send for Lent<T> {}
+
+/// A datagram goes as a whole. That its socket has room does not say that the receiver's queue has, which a Unix socket waits for, too; of
+/// that the kernel reports no event unless the two are connected.
+fn send_datagram(
+    fd: RawFd,
+    slot: &Slot,
+    mut attempt: impl FnMut(usize, c_int) -> Result<usize>,
+) -> Result<usize> {
+    let mut attempt = |flags| attempt(0, flags);
+    retry(fd, slot, Direction::Write, || match attempt(libc::MSG_DONTWAIT) {
+        Err(Errno::AGAIN) if is_ready(fd, Direction::Write) && !is_nonblocking(fd)? => {
+            let call = Lent(&mut attempt);
+            run_blocking(move || {
+                let call = call;
+                (call.0)(0)
+            })
+        }
+        answer => answer,
     })
 }
 
