@@ -1,6 +1,6 @@
 //! Finding the benchmark programs and running them, pinned to processors and within a time limit.
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde::{Deserialize, Serialize};
 use squall_bench_harness::{HookFigure, Measured, Test};
@@ -127,6 +127,32 @@ impl Programs {
             return Ok(None);
         };
         Ok(Some(serde_json::from_str(&line).with_context(|| format!("{program} printed {line:?}"))?))
+    }
+
+    /// Instructions that one operation takes in user mode, by valgrind: what two runs of different length differ by, so that starting and
+    /// ending do not count. Not a figure of time, but one that nothing else on the machine can disturb.
+    ///
+    /// # Errors
+    /// When valgrind or the program is missing or fails, as Go's does under valgrind.
+    pub fn instructions(&self, program: &str, variant: &str, test: Test, count: u64) -> anyhow::Result<f64> {
+        let path = self.find(program).with_context(|| format!("{program} is not built"))?;
+        let collected = |count: u64| -> anyhow::Result<f64> {
+            let output = Command::new("valgrind")
+                .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
+                .arg(&path)
+                .args(arguments(test, variant, count, 1))
+                .env("LD_LIBRARY_PATH", path.with_file_name("deps"))
+                .output()
+                .context("starting valgrind")?;
+            let text = String::from_utf8_lossy(&output.stderr);
+            ensure!(output.status.success(), "{}", output.status);
+            let line = text
+                .lines()
+                .find_map(|line| line.split_once("Collected :"))
+                .context("valgrind counts nothing")?;
+            Ok(line.1.trim().parse()?)
+        };
+        Ok((collected(3 * count)? - collected(count)?) / (2 * count) as f64)
     }
 
     /// Starts an echo server, puts load on it from the same processor (from any, with more than one worker), ends it.

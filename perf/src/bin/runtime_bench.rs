@@ -41,6 +41,9 @@ struct Arguments {
     /// The processor to measure on; the last one if not said.
     #[arg(long)]
     cpu: Option<usize>,
+    /// Count instructions under valgrind too, where it can run the program.
+    #[arg(long)]
+    instructions: bool,
     /// Write what was measured, every round of it, to a dated file in this folder.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -201,6 +204,36 @@ impl Session {
             "key": experiment.key, "title": experiment.title, "figure": figure, "baseline": experiment.baseline,
             "entries": values,
         })
+    }
+
+    /// Counts the instructions of those that valgrind can run. It has no FSGSBASE, so fibers with private thread-locals cannot be.
+    fn instructions(&self) -> Value {
+        let experiments = plan::experiments();
+        let counted = experiments
+            .iter()
+            .filter(|experiment| experiment.metric == Metric::CpuNs && self.wants(experiment.key))
+            .flat_map(|experiment| experiment.entries.iter().map(move |entry| (experiment, entry)))
+            .filter(|(_, entry)| {
+                self.takes_part(&entry.contender, false) && plan::counts_instructions(&entry.contender)
+            });
+        let head = ["instructions per operation (user mode, callgrind)", "instructions"];
+        let (mut rows, mut values) = (Vec::new(), Vec::new());
+        for (experiment, entry) in counted {
+            let label = format!("{}: {}", experiment.key, entry.label());
+            self.progress(&label);
+            let Contender { program, variant, .. } = entry.contender;
+            match self.programs.instructions(program, variant, entry.test, (entry.count / 100).max(5 * BATCH))
+            {
+                Ok(instructions) => {
+                    rows.push(vec![label.clone(), number(instructions)]);
+                    values.push(json!({ "label": label, "instructions": instructions }));
+                }
+                Err(error) => values.push(json!({ "label": label, "failure": format!("{error:#}") })),
+            }
+        }
+        self.progress("");
+        println!("{}", table(&head, &rows));
+        json!({ "key": "instructions", "entries": values })
     }
 
     fn echo(&self, connections: usize) -> Value {
@@ -417,6 +450,9 @@ fn main() -> anyhow::Result<()> {
         if session.wants(experiment.key) && !(session.arguments.quick && experiment.key == "million") {
             experiments.push(session.experiment(&experiment));
         }
+    }
+    if session.arguments.instructions {
+        experiments.push(session.instructions());
     }
     if session.wants("hooks") {
         experiments.push(session.hooks());
