@@ -42,14 +42,26 @@ pub struct Echo {
     pub client_cpu_us: f64,
 }
 
-/// Ends the process when the run is over, however it ends.
-struct Killed(Child);
+/// A program that runs. Ends the process when the run is over, however it ends.
+struct Running {
+    child: Child,
+    /// Gathers what it says of errors, so that a program which says much does not wait for somebody to read it.
+    errors: Option<thread::JoinHandle<String>>,
+}
 
-impl Drop for Killed {
+impl Running {
+    /// Why it has failed, in its own words. It has ended.
+    fn last_words(&mut self) -> String {
+        let text = self.errors.take().and_then(|errors| errors.join().ok()).unwrap_or_default();
+        text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("without a word").trim().to_owned()
+    }
+}
+
+impl Drop for Running {
     fn drop(&mut self) {
         // It may have ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -66,7 +78,7 @@ impl Programs {
 
     /// Starts a program on the measured processor alone or, for more than one worker, on all. A child inherits the affinity of the
     /// thread that starts it.
-    fn start(&self, program: &str, arguments: &[String], workers: usize) -> anyhow::Result<Killed> {
+    fn start(&self, program: &str, arguments: &[String], workers: usize) -> anyhow::Result<Running> {
         let path = self.find(program).with_context(|| format!("{program} is not built"))?;
         let own = sched_getaffinity(None).context("asking for the affinity")?;
         if workers == 1 {
@@ -84,15 +96,23 @@ impl Programs {
             .spawn()
             .with_context(|| format!("starting {}", path.display()));
         sched_setaffinity(None, &own).context("restoring the affinity")?;
-        Ok(Killed(child?))
+        let mut child = child?;
+        let mut stderr = child.stderr.take().context("a pipe")?;
+        let errors = thread::spawn(move || {
+            let mut text = Vec::new();
+            // What cannot be read is not shown.
+            let _ = stderr.read_to_end(&mut text);
+            String::from_utf8_lossy(&text).into_owned()
+        });
+        Ok(Running { child, errors: Some(errors) })
     }
 
     /// Waits for a program to end. `None`: its runtime cannot do this. What it prints must fit into a pipe.
     fn output(&self, program: &str, arguments: &[String], workers: usize) -> anyhow::Result<Option<String>> {
-        let mut child = self.start(program, arguments, workers)?;
+        let mut running = self.start(program, arguments, workers)?;
         let deadline = Instant::now() + self.limit;
         let status = loop {
-            match child.0.try_wait()? {
+            match running.child.try_wait()? {
                 Some(status) => break status,
                 None if Instant::now() > deadline => bail!("took more than {} s", self.limit.as_secs()),
                 None => thread::sleep(Duration::from_millis(5)),
@@ -100,15 +120,13 @@ impl Programs {
         };
         let mut text = String::new();
         if status.success() {
-            child.0.stdout.take().context("a pipe")?.read_to_string(&mut text)?;
+            running.child.stdout.take().context("a pipe")?.read_to_string(&mut text)?;
             return Ok(Some(text));
         }
         if status.code() == Some(CANNOT) {
             return Ok(None);
         }
-        child.0.stderr.take().context("a pipe")?.read_to_string(&mut text)?;
-        let last_line = text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("without a word");
-        bail!("{status}: {last_line}")
+        bail!("{status}: {}", running.last_words())
     }
 
     /// Runs a test once.
@@ -168,17 +186,18 @@ impl Programs {
         seconds: f64,
     ) -> anyhow::Result<Option<Echo>> {
         let mut server = self.start(program, &arguments(Test::Echo, variant, 0, workers), workers)?;
-        let mut stdout: BufReader<ChildStdout> = BufReader::new(server.0.stdout.take().context("a pipe")?);
+        let mut stdout: BufReader<ChildStdout> =
+            BufReader::new(server.child.stdout.take().context("a pipe")?);
         let mut address = String::new();
         if stdout.read_line(&mut address)? == 0 {
-            return match server.0.wait()?.code() {
+            return match server.child.wait()?.code() {
                 Some(CANNOT) => Ok(None),
-                code => bail!("the server ended with {code:?}"),
+                _ => bail!("the server has ended: {}", server.last_words()),
             };
         }
         let load = [
             address.trim().to_owned(),
-            format!("--server={}", server.0.id()),
+            format!("--server={}", server.child.id()),
             format!("--connections={connections}"),
             format!("--seconds={seconds}"),
         ];
