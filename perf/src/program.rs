@@ -2,11 +2,14 @@
 
 use anyhow::{Context, bail, ensure};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use squall_bench_harness::{HookFigure, Measured, Test};
 use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -45,15 +48,28 @@ pub struct Echo {
 /// A program that runs. Ends the process when the run is over, however it ends.
 struct Running {
     child: Child,
-    /// Gathers what it says of errors, so that a program which says much does not wait for somebody to read it.
-    errors: Option<thread::JoinHandle<String>>,
+    output: Receiver<String>,
+    errors: Receiver<String>,
+}
+
+/// Gathers the lines of a stream, so that a program which says much does not wait for somebody to read it.
+fn lines(stream: impl Read + Send + 'static) -> Receiver<String> {
+    let (sender, lines) = mpsc::channel();
+    thread::spawn(move || {
+        for line in BufReader::new(stream).lines().map_while(Result::ok) {
+            if sender.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    lines
 }
 
 impl Running {
-    /// Why it has failed, in its own words. It has ended.
-    fn last_words(&mut self) -> String {
-        let text = self.errors.take().and_then(|errors| errors.join().ok()).unwrap_or_default();
-        text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("without a word").trim().to_owned()
+    /// Why it has failed, in its own words, if it has ended.
+    fn last_words(&self) -> String {
+        let words: Vec<String> = self.errors.iter().filter(|line| !line.trim().is_empty()).collect();
+        words.join(" ").chars().take(300).collect()
     }
 }
 
@@ -90,6 +106,7 @@ impl Programs {
             .args(arguments)
             // open-coroutine's hooks are a shared library, which cargo leaves there.
             .env("LD_LIBRARY_PATH", path.with_file_name("deps"))
+            .env("RUST_BACKTRACE", "0")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -97,18 +114,18 @@ impl Programs {
             .with_context(|| format!("starting {}", path.display()));
         sched_setaffinity(None, &own).context("restoring the affinity")?;
         let mut child = child?;
-        let mut stderr = child.stderr.take().context("a pipe")?;
-        let errors = thread::spawn(move || {
-            let mut text = Vec::new();
-            // What cannot be read is not shown.
-            let _ = stderr.read_to_end(&mut text);
-            String::from_utf8_lossy(&text).into_owned()
-        });
-        Ok(Running { child, errors: Some(errors) })
+        let output = lines(child.stdout.take().context("a pipe")?);
+        let errors = lines(child.stderr.take().context("a pipe")?);
+        Ok(Running { child, output, errors })
     }
 
-    /// Waits for a program to end. `None`: its runtime cannot do this. What it prints must fit into a pipe.
-    fn output(&self, program: &str, arguments: &[String], workers: usize) -> anyhow::Result<Option<String>> {
+    /// Waits for a program to end and returns the lines of JSON that it has printed; some print more. `None`: its runtime cannot do this.
+    fn output(
+        &self,
+        program: &str,
+        arguments: &[String],
+        workers: usize,
+    ) -> anyhow::Result<Option<Vec<String>>> {
         let mut running = self.start(program, arguments, workers)?;
         let deadline = Instant::now() + self.limit;
         let status = loop {
@@ -118,10 +135,8 @@ impl Programs {
                 None => thread::sleep(Duration::from_millis(5)),
             }
         };
-        let mut text = String::new();
         if status.success() {
-            running.child.stdout.take().context("a pipe")?.read_to_string(&mut text)?;
-            return Ok(Some(text));
+            return Ok(Some(running.output.iter().filter(|line| line.starts_with('{')).collect()));
         }
         if status.code() == Some(CANNOT) {
             return Ok(None);
@@ -141,10 +156,10 @@ impl Programs {
         count: u64,
         workers: usize,
     ) -> anyhow::Result<Option<Measured>> {
-        let Some(line) = self.output(program, &arguments(test, variant, count, workers), workers)? else {
-            return Ok(None);
-        };
-        Ok(Some(serde_json::from_str(&line).with_context(|| format!("{program} printed {line:?}"))?))
+        match self.output(program, &arguments(test, variant, count, workers), workers)? {
+            Some(lines) => Ok(Some(parse(&lines)?)),
+            None => Ok(None),
+        }
     }
 
     /// Instructions that one operation takes in user mode, by valgrind: what two runs of different length differ by, so that starting and
@@ -186,23 +201,29 @@ impl Programs {
         seconds: f64,
     ) -> anyhow::Result<Option<Echo>> {
         let mut server = self.start(program, &arguments(Test::Echo, variant, 0, workers), workers)?;
-        let mut stdout: BufReader<ChildStdout> =
-            BufReader::new(server.child.stdout.take().context("a pipe")?);
-        let mut address = String::new();
-        if stdout.read_line(&mut address)? == 0 {
-            return match server.child.wait()?.code() {
-                Some(CANNOT) => Ok(None),
-                _ => bail!("the server has ended: {}", server.last_words()),
-            };
-        }
+        let deadline = Instant::now() + self.limit;
+        let address: SocketAddr = loop {
+            match server.output.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(line) => {
+                    if let Ok(address) = line.parse() {
+                        break address;
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => bail!("the server does not say where it listens"),
+                Err(RecvTimeoutError::Disconnected) => match server.child.wait()?.code() {
+                    Some(CANNOT) => return Ok(None),
+                    _ => bail!("the server has ended: {}", server.last_words()),
+                },
+            }
+        };
         let load = [
-            address.trim().to_owned(),
+            address.to_string(),
             format!("--server={}", server.child.id()),
             format!("--connections={connections}"),
             format!("--seconds={seconds}"),
         ];
-        let line = self.output("bench_load", &load, workers)?.context("the client says nothing")?;
-        Ok(Some(serde_json::from_str(&line).with_context(|| format!("bench_load printed {line:?}"))?))
+        let lines = self.output("bench_load", &load, workers)?.context("the client says nothing")?;
+        Ok(Some(parse(&lines)?))
     }
 
     /// Measures what hooks cost.
@@ -211,8 +232,14 @@ impl Programs {
     /// When the program is missing or fails.
     pub fn hooks(&self, turns: u64) -> anyhow::Result<Vec<HookFigure>> {
         let lines = self.output("bench_hooks", &[turns.to_string()], 1)?.context("it can")?;
-        lines.lines().map(|line| Ok(serde_json::from_str(line)?)).collect()
+        lines.iter().map(|line| Ok(serde_json::from_str(line)?)).collect()
     }
+}
+
+/// The figures on the last line.
+fn parse<T: DeserializeOwned>(lines: &[String]) -> anyhow::Result<T> {
+    let line = lines.last().context("the program has printed no figures")?;
+    serde_json::from_str(line).with_context(|| format!("the program printed {line:?}"))
 }
 
 fn arguments(test: Test, variant: &str, count: u64, workers: usize) -> Vec<String> {
