@@ -226,9 +226,10 @@ impl Session {
             {
                 Ok(instructions) => {
                     rows.push(vec![label.clone(), number(instructions)]);
-                    values.push(json!({ "label": label, "instructions": instructions }));
+                    values.push(json!({ "label": label, "program": program, "instructions": instructions }));
                 }
-                Err(error) => values.push(json!({ "label": label, "failure": format!("{error:#}") })),
+                Err(error) => values
+                    .push(json!({ "label": label, "program": program, "failure": format!("{error:#}") })),
             }
         }
         self.progress("");
@@ -426,6 +427,19 @@ fn programs_of_the_plan() -> BTreeSet<&'static str> {
     contenders.map(|contender| contender.program).chain(["bench_hooks"]).collect()
 }
 
+/// The runs of Squall's own programs that have failed, of everything that was measured: what is wrong, and not merely slow.
+fn failures(experiments: &[Value]) -> Vec<String> {
+    let own = [plan::PRIVATE.program, "bench_hooks"];
+    let entries = experiments.iter().flat_map(|experiment| {
+        let whole = experiment.get("failure").map(|_| experiment);
+        experiment["entries"].as_array().into_iter().flatten().chain(whole)
+    });
+    entries
+        .filter(|entry| entry["program"].as_str().is_none_or(|program| own.contains(&program)))
+        .filter_map(|entry| entry["failure"].as_str().filter(|failure| *failure != "-").map(str::to_owned))
+        .collect()
+}
+
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     let cpu = arguments.cpu.unwrap_or_else(program::default_cpu);
@@ -489,5 +503,25 @@ fn main() -> anyhow::Result<()> {
             .with_context(|| format!("writing {}", path.display()))?;
         println!("written to {}", path.display());
     }
+    let failures = failures(&experiments);
+    ensure!(failures.is_empty(), "Squall has failed: {}", failures.join("; "));
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_failures_of_squall_fail_the_run() {
+        let experiment = json!({ "entries": [
+            { "program": "bench_squall", "failure": null },
+            { "program": "bench_squall", "failure": "-" },
+            { "program": "bench_may", "failure": "aborts" },
+        ]});
+        assert_eq!(failures(&[experiment, Value::Null]), Vec::<String>::new());
+        let hangs = json!({ "entries": [{ "program": "bench_squall", "failure": "took more than 60 s" }] });
+        let hooks = json!({ "key": "hooks", "failure": "no such file" });
+        assert_eq!(failures(&[hangs, hooks]), ["took more than 60 s", "no such file"]);
+    }
 }

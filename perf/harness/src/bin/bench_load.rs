@@ -138,12 +138,14 @@ fn main() -> anyhow::Result<()> {
     };
     let requests = latencies_ns.len() as u64;
     latencies_ns.sort_unstable();
-    let per_request_us = |time: Duration| time.as_secs_f64() * 1e6 / requests.max(1) as f64;
+    // To the nanosecond: more digits mean nothing.
+    let rounded = |value: f64| (value * 1000.0).round() / 1000.0;
+    let per_request_us = |time: Duration| rounded(time.as_secs_f64() * 1e6 / requests.max(1) as f64);
     println!(
         "{}",
         json!({
             "requests": requests,
-            "requests_per_s": requests as f64 / elapsed.as_secs_f64(),
+            "requests_per_s": rounded(requests as f64 / elapsed.as_secs_f64()),
             "p50_us": percentile_us(&latencies_ns, 0.5),
             "p99_us": percentile_us(&latencies_ns, 0.99),
             "server_user_us": per_request_us(user - server_before.0),
