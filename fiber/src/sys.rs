@@ -58,3 +58,9 @@ pub(crate) fn thread_id() -> i32 {
     // SAFETY: gettid has no arguments and no effect.
     unsafe { raw_syscall(libc::SYS_gettid, [0; 6]) as i32 }
 }
+
+/// Lets another thread of this processor run, if there is one.
+pub(crate) fn yield_thread() {
+    // SAFETY: the call takes nothing.
+    unsafe { raw_syscall(libc::SYS_sched_yield, [0; 6]) };
+}

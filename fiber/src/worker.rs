@@ -11,6 +11,7 @@ use crate::queue::{StealQueue, Turn};
 use crate::reference::Spare;
 use crate::scheduler::{Shared, take_ids};
 use crate::stack::StackCache;
+use crate::sys;
 use crate::timer::Timers;
 use crate::tls::TlsCache;
 use core::cell::UnsafeCell;
@@ -238,7 +239,7 @@ impl Worker {
         let _guard = AbortOnUnwind("a worker panicked");
         context::set_worker(Arc::as_ptr(shared), self.index);
         let mut runs = 0u32;
-        let mut spin = Spin::default();
+        let mut spin = Spin::new();
         // It was woken to look for work and has not found any yet.
         let mut searching = false;
         loop {
@@ -422,9 +423,8 @@ impl Worker {
             if begin.elapsed() >= SPIN {
                 return false;
             }
-            for _ in 0..16 {
-                core::hint::spin_loop();
-            }
+            // Whoever else waits for this processor goes first: it may be the one who makes the work that this worker waits for.
+            sys::yield_thread();
         }
     }
 
@@ -545,16 +545,22 @@ impl Worker {
 
 /// Whether spinning before a sleep has been worth it lately. On a machine with more threads than processors it is not, and takes
 /// time from those who have work; so each failure makes the next attempt rarer.
-#[derive(Default)]
 struct Spin {
     sleeps_left: u32,
     penalty: u32,
+    /// The process has more than one processor: on a single one nobody could make work meanwhile.
+    has_others: bool,
 }
 
 impl Spin {
+    fn new() -> Self {
+        let has_others = std::thread::available_parallelism().is_ok_and(|processors| processors.get() > 1);
+        Self { sleeps_left: 0, penalty: 0, has_others }
+    }
+
     fn is_worth_it(&mut self) -> bool {
         if self.sleeps_left == 0 {
-            return true;
+            return self.has_others;
         }
         self.sleeps_left -= 1;
         false
@@ -562,7 +568,7 @@ impl Spin {
 
     fn learn(&mut self, found: bool) {
         if found {
-            self.penalty = 0;
+            self.penalty /= 2;
         } else {
             self.penalty = (2 * self.penalty).clamp(1, SLEEPS_WITHOUT_SPIN_MAX);
             self.sleeps_left = self.penalty;
