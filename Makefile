@@ -2,7 +2,7 @@
 PROGRAMS = kvserver kvctl test_hook test_iomanager test_scheduler simple_stress_test \
 	runtime_bench bench_squall bench_threads bench_epoll bench_load
 
-.PHONY: all run test compat bench perf clean
+.PHONY: all run test compat differential million connections models bench perf clean
 
 all:
 	cargo build --release --workspace
@@ -17,6 +17,25 @@ test:
 # Real crates against real servers, in fibers. A server that is not installed is a SKIPPED line.
 compat:
 	cargo test --manifest-path compat/Cargo.toml
+
+# Every hooked call, on a thread without hooks and in fibers with them, compared.
+differential:
+	cargo test -p squall-hook --test invisible
+
+# A million fibers at once, each asleep for a second, with thread-locals of their own and with their worker's. Takes about 10 GB.
+million: all
+	bin/bench_squall sleep --variant=private --count=1000000 --workers=2
+	bin/bench_squall sleep --variant=shared --count=1000000 --workers=2
+
+# The thread-per-connection server of examples/, on fibers, with 10,000 connections at once.
+connections:
+	cargo build --release --examples
+	ulimit -n $$(ulimit -H -n); target/release/examples/echo_fibers 127.0.0.1:7777 & server=$$!; sleep 1; \
+		target/release/examples/many_connections 127.0.0.1:7777 10000 10; status=$$?; kill $$server; exit $$status
+
+# The lock-free parts, checked by loom in every order of events.
+models:
+	RUSTFLAGS="--cfg loom" cargo test --release -p squall-fiber --lib --target-dir target/loom loom
 
 # Against the peers; figures to perf/results. `make bench BENCH="--only yield,echo"` for a part (`bin/runtime_bench --help`).
 # The target folder is named because bin/runtime_bench looks for the peers' programs there.
