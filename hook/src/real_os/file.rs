@@ -15,9 +15,6 @@ use std::os::fd::RawFd;
 /// What the kernel refuses to read or write more than, at once.
 const SIZE_MAX: usize = isize::MAX as usize;
 
-/// As much as a pipe that polls writable is sure to take.
-const PIPE_BUF: usize = 4096;
-
 pub(super) fn read(fd: RawFd, buffers: &mut [BufferMut]) -> Result<usize> {
     match read_as_known(fd, buffers) {
         Err(Errno::NOTSOCK) => {
@@ -79,7 +76,8 @@ fn read_as_known(fd: RawFd, buffers: &mut [BufferMut]) -> Result<usize> {
                     answer => return answer,
                 }
             }
-            if is_ready(fd, Direction::Read) { direct() } else { Err(Errno::AGAIN) }
+            // Somebody else may take what there is before this thread does.
+            if is_ready(fd, Direction::Read) { without_blocking(fd, direct)? } else { Err(Errno::AGAIN) }
         }),
         None => direct(),
     }
@@ -165,10 +163,9 @@ fn write_waitable(fd: RawFd, kind: Kind, slot: &Slot, buffers: &[Buffer], size: 
         if !is_ready(fd, Direction::Write) {
             return Err(Errno::AGAIN);
         }
-        // SAFETY: as above; the window is not empty while something is left to write.
-        let first = unsafe { *start };
+        // A terminal that polls writable takes a part, and without O_NONBLOCK would keep the thread for the rest.
         // SAFETY: as above.
-        check(unsafe { real::write(fd, first.iov_base, first.iov_len.min(PIPE_BUF)) })
+        without_blocking(fd, || check(unsafe { real::writev(fd, start, count as c_int) }))?
     })
 }
 
@@ -184,9 +181,13 @@ pub(super) fn send_file(
         // SAFETY: the offset is null or live.
         check(unsafe { real::sendfile(out, input, offset, count) })
     };
-    let Some((_, slot)) = kind::pollable(out) else { return call(count) };
+    let Some((kind, slot)) = kind::pollable(out) else { return call(count) };
     if is_nonblocking(out)? {
         return call(count);
+    }
+    if !kind.is_socket() {
+        // A pipe is filled once.
+        return retry(out, slot, Direction::Write, || without_blocking(out, || call(count))?);
     }
     let mut sent_all = 0;
     // A short count may be the input's doing: as on a socket of any kind.
