@@ -19,6 +19,7 @@ mod harness;
 mod names;
 mod pipes;
 mod poll;
+mod processes;
 mod receiving;
 mod select;
 mod sending;

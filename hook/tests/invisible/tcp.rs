@@ -203,38 +203,3 @@ fn two_thousand_connections_are_served_on_one_worker() {
     });
     server.join().unwrap();
 }
-
-#[test]
-fn sendfile_sends_all_that_is_there() {
-    differ(true, |notes| {
-        let mut file = tempfile::tempfile().unwrap();
-        let content: Vec<u8> = (0..4_000_000u32).map(|n| (n % 251) as u8).collect();
-        file.write_all(&content).unwrap();
-        let (client, mut server) = tcp_pair();
-        let reader = companion(move || {
-            let mut received = Vec::new();
-            let mut buffer = vec![0; 100_000];
-            loop {
-                thread::sleep(Duration::from_micros(200));
-                match server.read(&mut buffer).unwrap() {
-                    0 => break,
-                    count => received.extend_from_slice(&buffer[..count]),
-                }
-            }
-            assert_eq!(received.len(), 3_999_000 + 1000);
-            assert!(received[..3_999_000] == content[1000..] && received[3_999_000..] == content[..1000]);
-        });
-        let mut offset = 1000i64;
-        let send = |offset: &mut i64, count| {
-            // SAFETY: the offset is live.
-            unsafe { libc::sendfile(client.as_raw_fd(), file.as_raw_fd(), offset, count) }
-        };
-        raw_size(notes, "to the end", send(&mut offset, 5_000_000));
-        notes.push(format!("{offset}"));
-        raw_size(notes, "at the end", send(&mut offset, 10));
-        let mut offset = 0;
-        raw_size(notes, "the start", send(&mut offset, 1000));
-        drop(client);
-        reader();
-    });
-}
