@@ -70,9 +70,10 @@
 #![forbid(unsafe_code)]
 
 pub use squall_fiber::{
-    Builder, Fiber, FiberInfo, FiberLocal, GuardMethod, Interrupt, JoinHandle, Scope, ScopedJoinHandle, Tls,
-    WaitKind, block_on, current, fiber_local, fibers, is_cancelled, park, park_timeout, scope, shield, sleep,
-    spawn, spawn_local, sync, with_deadline, yield_now,
+    Backtrace, BlockingMetrics, Builder, Dump, Fiber, FiberInfo, FiberLocal, FiberState, Frame, GuardMethod,
+    Interrupt, JoinHandle, Metrics, SchedulerMetrics, Scope, ScopedJoinHandle, Tls, WaitKind, WorkerMetrics,
+    block_on, current, dump, dump_on_signal, fiber_local, fibers, is_cancelled, metrics, park, park_timeout,
+    scope, set_watchdog, shield, sleep, spawn, spawn_local, sync, with_deadline, yield_now,
 };
 pub use squall_hook::{Os, OsExtension, set_workers};
 pub use squall_iomanager::{Event, IoManager};

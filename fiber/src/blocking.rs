@@ -6,6 +6,7 @@
 use crate::context::with_current;
 use crate::fiber::{WaitKind, Wake, Waker};
 use crate::lock::Lock;
+use crate::metrics::BlockingMetrics;
 use crate::sys;
 use core::panic::AssertUnwindSafe;
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -30,9 +31,10 @@ struct Pool {
     jobs: VecDeque<Job>,
     threads: usize,
     idle: usize,
+    calls: u64,
 }
 
-static POOL: Lock<Pool> = Lock::new(Pool { jobs: VecDeque::new(), threads: 0, idle: 0 });
+static POOL: Lock<Pool> = Lock::new(Pool { jobs: VecDeque::new(), threads: 0, idle: 0, calls: 0 });
 /// Changes with every job, so that a thread that saw an empty queue does not sleep past a new one.
 static BELL: AtomicU32 = AtomicU32::new(0);
 
@@ -86,6 +88,7 @@ fn submit(job: Job) {
     let start_thread = {
         let mut pool = POOL.lock();
         pool.jobs.push_back(job);
+        pool.calls += 1;
         let start = pool.idle < pool.jobs.len() && pool.threads < THREADS_MAX;
         pool.threads += usize::from(start);
         start
@@ -142,8 +145,7 @@ fn serve() {
     }
 }
 
-/// Jobs that wait for a thread, and threads of the pool.
-pub fn blocking_pool_depth() -> (usize, usize) {
+pub(crate) fn metrics() -> BlockingMetrics {
     let pool = POOL.lock();
-    (pool.jobs.len(), pool.threads)
+    BlockingMetrics { queued: pool.jobs.len(), threads: pool.threads, calls: pool.calls }
 }

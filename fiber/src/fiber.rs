@@ -4,17 +4,19 @@
 //! 1. `state` says who may run the fiber next; state.rs has its rules.
 //! 2. `body` and `timer` belong to whoever has the fiber in hand. A fiber is in exactly one place: running, in one run queue, or
 //!    parked. A worker has it in hand from taking it out of a queue until it queues it again or has parked it; whoever ends the
-//!    wait of a parked fiber has it in hand until it has queued it. [`Ready`] is that possession as a type. `stands`
-//!    belongs to the two sides of a switch, of which one runs at a time.
+//!    wait of a parked fiber has it in hand until it has queued it. [`Ready`] is that possession as a type. `yielder` belongs to
+//!    the fiber itself, which runs on one worker at a time.
 //! 3. `home` is written by the worker that starts to run the fiber, so it stands still while the fiber is parked.
 //! 4. `limits` and `locals` belong to the fiber itself.
 //! 5. `scheduler` is alive as long as the fiber is: until it has ended.
 
-use crate::arch::{self, Saved};
+use crate::arch;
+use crate::backtrace::Trace;
 use crate::completion::Completion;
 use crate::context;
 use crate::interrupt::Limits;
 use crate::local::Locals;
+use crate::metrics::HookCounts;
 use crate::reference::FiberRef;
 use crate::register::Slot;
 use crate::scheduler::Shared;
@@ -31,6 +33,7 @@ use core::marker::PhantomData;
 use core::panic::AssertUnwindSafe;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use corosensei::{Coroutine, Yielder};
 use std::panic::catch_unwind;
 use std::time::Instant;
 
@@ -117,32 +120,20 @@ impl WaitKind {
 }
 
 /// What a fiber tells its worker as it switches away.
-#[derive(Clone, Copy)]
 pub(crate) enum Suspend {
     /// Run me again after the others.
     Yield,
     /// Run me when my wait has ended.
     Wait { deadline: Option<Instant> },
-    /// I have ended: nothing runs on my stack any more.
-    End,
 }
+
+pub(crate) type FiberCoroutine = Coroutine<(), Suspend, (), FiberStack>;
 
 /// What a fiber runs on. Empty before it starts and after it has ended.
 #[derive(Default)]
 pub(crate) struct Body {
-    pub(crate) stack: Option<FiberStack>,
+    pub(crate) coroutine: Option<FiberCoroutine>,
     pub(crate) tls: Option<TlsBlock>,
-}
-
-/// Where the two sides of a switch stand: the fiber while it does not run, its worker while it does. Written by the side that
-/// leaves, in memory that the fiber has in common with whoever has it in hand.
-pub(crate) struct Stands {
-    fiber: Cell<*mut Saved>,
-    worker: Cell<*mut Saved>,
-    /// The worker's thread pointer, if the fiber has one of its own.
-    worker_thread_pointer: Cell<Option<usize>>,
-    /// Why the fiber has switched away.
-    suspend: Cell<Suspend>,
 }
 
 pub(crate) struct Inner {
@@ -162,13 +153,15 @@ pub(crate) struct Inner {
     pub(crate) home: AtomicUsize,
     pub(crate) body: UnsafeCell<Body>,
     pub(crate) task: Task,
-    stands: Stands,
+    yielder: Cell<Option<NonNull<Yielder<(), Suspend>>>>,
     /// The timer of the wait that the fiber is parked in, and the worker that keeps it.
     pub(crate) timer: UnsafeCell<Option<(usize, TimerId)>>,
     pub(crate) completion: Completion,
     /// The addresses of the guard below the stack in use, for the overflow report; 0..0 before the start.
     pub(crate) guard_start: AtomicUsize,
     pub(crate) guard_end: AtomicUsize,
+    pub(crate) trace: Trace,
+    pub(crate) hooks: HookCounts,
     unpark_token: AtomicBool,
     /// The generation of the wait inside `park`, 0 when there is none.
     park_generation: AtomicU64,
@@ -215,16 +208,13 @@ impl Inner {
             home: AtomicUsize::new(new.home),
             body: UnsafeCell::default(),
             task: new.task,
-            stands: Stands {
-                fiber: Cell::new(core::ptr::null_mut()),
-                worker: Cell::new(core::ptr::null_mut()),
-                worker_thread_pointer: Cell::new(None),
-                suspend: Cell::new(Suspend::End),
-            },
+            yielder: Cell::new(None),
             timer: UnsafeCell::new(None),
             completion: Completion::new(),
             guard_start: AtomicUsize::new(0),
             guard_end: AtomicUsize::new(0),
+            trace: Trace::default(),
+            hooks: HookCounts::default(),
             unpark_token: AtomicBool::new(false),
             park_generation: AtomicU64::new(0),
             wait_kind: AtomicU8::new(WaitKind::None as u8),
@@ -262,7 +252,7 @@ impl Inner {
     /// The caller has the fiber in hand.
     pub(crate) unsafe fn may_move(&self) -> bool {
         // SAFETY: the body is the caller's.
-        !self.pinned.get() && (self.tls == Tls::Private || unsafe { (*self.body.get()).stack.is_none() })
+        !self.pinned.get() && (self.tls == Tls::Private || unsafe { (*self.body.get()).coroutine.is_none() })
     }
 
     #[inline]
@@ -310,13 +300,12 @@ impl Inner {
     /// Called by the fiber itself.
     #[inline(always)]
     unsafe fn suspend(&self, how: Suspend) {
-        let stands = &self.stands;
-        stands.suspend.set(how);
+        let yielder = self.yielder.get().expect("a running fiber has set its yielder");
+        // SAFETY: the yielder lives at the bottom of the fiber's own stack, as long as the fiber runs.
+        let yielder = unsafe { yielder.as_ref() };
+        self.trace.suspending();
         if self.tls == Tls::Private {
-            // SAFETY: the worker that runs the fiber stands there and waits for this.
-            unsafe {
-                arch::switch(stands.fiber.as_ptr(), stands.worker.get(), stands.worker_thread_pointer.get());
-            }
+            yielder.suspend(how);
             return;
         }
         // errno is the worker's: other fibers change it before this one continues.
@@ -324,42 +313,31 @@ impl Inner {
         let errno = unsafe { libc::__errno_location() };
         // SAFETY: errno's address is valid for the thread, and a shared-TLS fiber stays on its thread.
         let saved = unsafe { *errno };
-        // SAFETY: as above.
-        unsafe { arch::switch(stands.fiber.as_ptr(), stands.worker.get(), None) };
+        yielder.suspend(how);
         // SAFETY: as above.
         unsafe { *errno = saved };
     }
 
-    /// Runs the fiber until it switches back, and says why it did. `thread_pointer`: its own, if it has one.
+    /// Starts the fiber, on its own stack.
     ///
     /// # Safety
-    /// The caller is a worker that has the fiber in hand, and the fiber has been prepared.
+    /// `this` outlives the fiber, and the caller is the coroutine of that fiber.
     #[inline(always)]
-    pub(crate) unsafe fn resume(&self, thread_pointer: Option<usize>) -> Suspend {
-        let stands = &self.stands;
-        stands.worker_thread_pointer.set(thread_pointer.map(|_| arch::thread_pointer()));
-        // SAFETY: the fiber stands where it or `prepare` has noted; its block is its own.
-        unsafe { arch::switch(stands.worker.as_ptr(), stands.fiber.get(), thread_pointer) };
-        stands.suspend.get()
+    pub(crate) unsafe fn start(this: *const Inner, yielder: &Yielder<(), Suspend>) {
+        // SAFETY: the register keeps the fiber alive until after it has ended.
+        unsafe {
+            (*this).yielder.set(Some(NonNull::from(yielder)));
+            arch::call_as_root(Self::main, this.cast());
+        }
     }
 
-    /// Makes the first [`Inner::resume`] start the fiber on a stack.
+    /// The outermost function on every fiber's stack but for the one that ends the chain of frames.
     ///
     /// # Safety
-    /// The caller has the fiber in hand, it has not started, and the stack stays until it has ended.
-    pub(crate) unsafe fn prepare(&self, stack: &FiberStack) {
-        let this = core::ptr::from_ref(self).cast();
-        // SAFETY: nothing runs on the stack, and `main` does not return.
-        self.stands.fiber.set(unsafe { arch::prepare_stack(stack.base(), Self::main, this) });
-    }
-
-    /// The function at the bottom of every fiber's stack. Does not return: what called it is no function.
-    ///
-    /// # Safety
-    /// `this` is the fiber, which the register keeps until after it has ended, and the caller is its root.
+    /// `this` is the `Inner` of the fiber that calls, and outlives it.
     unsafe extern "C" fn main(this: *const c_void) {
-        let this: *const Inner = this.cast();
-        // SAFETY: by the caller's contract.
+        let this = this.cast::<Inner>();
+        // SAFETY: the register keeps the fiber alive until after it has ended.
         let inner = unsafe { &*this };
         if inner.tls == Tls::Private {
             context::set_current(this);
@@ -378,13 +356,10 @@ impl Inner {
         if inner.tls == Tls::Private {
             tls::finish_thread();
         }
-        // SAFETY: this is the fiber.
-        unsafe { inner.suspend(Suspend::End) };
-        unreachable!("a fiber that has ended is not resumed");
     }
 }
 
-/// Runs what must not unwind: below the bottom of a fiber's stack there is nobody who could catch it.
+/// Runs what must not unwind: beyond the root of a fiber's stack there is nobody who could catch it.
 fn or_abort(what: &str, f: impl FnOnce()) {
     if catch_unwind(AssertUnwindSafe(f)).is_err() {
         eprintln!("squall: {what}, aborting");
@@ -487,7 +462,10 @@ impl Drop for AbortOnUnwind {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        // A stack on which frames still stand leaks, with all that they own: nothing can unwind it from here.
+        if let Some(coroutine) = self.body.get_mut().coroutine.take() {
+            // Dropping a suspended coroutine would unwind its stack through foreign frames and abort: leak it.
+            core::mem::forget(coroutine);
+        }
         if let Some(locals) = self.locals.get() {
             // What is still there belongs to a fiber that has not ended, or was made while its thread-locals were destroyed.
             locals.leak();
@@ -562,6 +540,17 @@ impl<'a> Current<'a> {
     pub(crate) fn stay(self) -> usize {
         self.inner.pinned.set(true);
         self.inner.home.load(Ordering::Relaxed)
+    }
+
+    /// For the hook layer: counts a call that it serves.
+    #[inline(always)]
+    pub fn count_hook_hit(self) {
+        self.inner.hooks.hit();
+    }
+
+    /// For the hook layer: counts a call that goes straight to libc, because the fiber must not be suspended now.
+    pub fn count_hook_bypass(self) {
+        crate::metrics::count_hook_bypass();
     }
 
     /// A handle that others may keep.
@@ -757,6 +746,10 @@ impl fmt::Debug for Waker {
 }
 
 impl Waker {
+    pub(crate) fn fiber_id(&self) -> u64 {
+        self.fiber.id
+    }
+
     /// Ends the wait, if it is not over. True if it was this call that did. [`Wake::TimedOut`] is for timers, [`Wake::Cancelled`]
     /// and [`Wake::Expired`] for the runtime.
     ///

@@ -23,18 +23,22 @@
 //! be called from plain threads, too.
 
 mod arch;
+mod backtrace;
 mod barrier;
 mod blocking;
 mod completion;
 mod context;
 mod driver;
+mod dump;
 mod fiber;
 mod future;
 mod handle;
 mod interrupt;
 mod local;
 pub mod lock;
+mod metrics;
 mod overflow;
+mod probe;
 mod queue;
 mod reference;
 mod register;
@@ -47,20 +51,23 @@ pub mod sys;
 mod task;
 mod timer;
 mod tls;
+mod watchdog;
 mod worker;
 
-pub use blocking::{blocking_pool_depth, run_blocking};
+pub use backtrace::{Backtrace, Frame};
+pub use blocking::run_blocking;
 pub use context::{in_fiber, is_forked_child, with_current};
 pub use driver::{Driver, Unpark};
+pub use dump::{Dump, FiberInfo, FiberState, dump, dump_on_signal, fibers};
 pub use fiber::{Current, Fiber, Tls, Wait, WaitKind, Wake, Waker};
 pub use future::block_on;
 pub use handle::{Builder, JoinHandle, current, park, park_timeout, sleep, spawn, spawn_local, yield_now};
 pub use interrupt::{Interrupt, is_cancelled, shield, with_deadline};
 pub use local::FiberLocal;
-pub use scheduler::{
-    FiberInfo, Hold, Scheduler, SchedulerConfig, SchedulerMetrics, abandon, current_metrics, fibers,
-    set_default_scheduler, with_driver,
-};
+pub use metrics::{BlockingMetrics, Metrics, SchedulerMetrics, WorkerMetrics, current_metrics, metrics};
+pub use probe::signal as observer_signal;
+pub use scheduler::{Hold, Scheduler, SchedulerConfig, abandon, set_default_scheduler, with_driver};
 pub use scope::{Scope, ScopedJoinHandle, scope};
 pub use stack::{GuardMethod, STACK_BYTES_DEFAULT, guard_method, stack_high_water_bytes};
 pub use tls::{forget_pthread_key, note_pthread_key, support as private_tls_support};
+pub use watchdog::set_watchdog;

@@ -3,14 +3,17 @@
 use crate::completion::Completion;
 use crate::context;
 use crate::driver::{Driver, ThreadDriver};
+use crate::dump::{self, FiberInfo};
 use crate::fiber::{Inner, NewFiber, Ready, Tls, WaitKind};
 use crate::handle::{Builder, JoinHandle};
 use crate::lock::Lock;
+use crate::metrics::{self, SchedulerMetrics};
 use crate::overflow;
 use crate::reference::FiberRef;
 use crate::register::Register;
 use crate::task::Task;
 use crate::tls;
+use crate::watchdog;
 use crate::worker::Worker;
 use core::any::Any;
 use core::fmt;
@@ -172,6 +175,10 @@ impl Shared {
         }
         self.injected_len.store(injected.len(), Ordering::SeqCst);
         count > 0
+    }
+
+    pub(crate) fn injected_len(&self) -> usize {
+        self.injected_len.load(Ordering::Relaxed)
     }
 
     pub(crate) fn has_injected(&self) -> bool {
@@ -387,6 +394,8 @@ impl Scheduler {
             log::debug!(target: "scheduler", "init caller thread's caller fiber success");
         }
         log::debug!(target: "", "-------scheduler init success-------");
+        metrics::register(&shared);
+        watchdog::start();
         let first = usize::from(config.use_caller);
         let threads = (first..config.threads)
             .map(|index| {
@@ -477,12 +486,12 @@ impl Scheduler {
 
     /// A list of the live fibers, by id.
     pub fn fibers(&self) -> Vec<FiberInfo> {
-        list(&self.shared)
+        dump::list(&self.shared)
     }
 
     /// Counters since the start.
     pub fn metrics(&self) -> SchedulerMetrics {
-        metrics(&self.shared)
+        metrics::of_scheduler(&self.shared)
     }
 }
 
@@ -522,76 +531,6 @@ impl Drop for Scheduler {
     fn drop(&mut self) {
         self.stop();
     }
-}
-
-/// One live fiber, for people to read.
-#[derive(Debug, Clone)]
-pub struct FiberInfo {
-    /// Unique in the process.
-    pub id: u64,
-    /// The name given by its builder.
-    pub name: Option<String>,
-    /// The worker that ran it last.
-    pub worker: usize,
-    /// What it waits for; `None` if it runs or is queued.
-    pub waits_for: WaitKind,
-    /// The descriptor, address or count that goes with `waits_for`.
-    pub wait_detail: u64,
-}
-
-/// Counters of a scheduler since its start.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct SchedulerMetrics {
-    /// Fibers that have been spawned and have not ended.
-    pub fibers_live: usize,
-    /// Fibers that have been spawned.
-    pub fibers_spawned: u64,
-    /// Switches into a fiber.
-    pub switches: u64,
-    /// Times a worker went to sleep.
-    pub parks: u64,
-    /// Times a worker took fibers from another.
-    pub steals: u64,
-}
-
-fn list(shared: &Shared) -> Vec<FiberInfo> {
-    let mut fibers: Vec<FiberInfo> = shared
-        .register
-        .all()
-        .iter()
-        .map(|fiber| {
-            let (waits_for, wait_detail) = fiber.waits_for();
-            FiberInfo {
-                id: fiber.id,
-                name: fiber.name.as_deref().map(str::to_owned),
-                worker: fiber.home.load(Ordering::Relaxed),
-                waits_for,
-                wait_detail,
-            }
-        })
-        .collect();
-    fibers.sort_by_key(|fiber| fiber.id);
-    fibers
-}
-
-fn metrics(shared: &Shared) -> SchedulerMetrics {
-    SchedulerMetrics {
-        fibers_live: shared.register.len(),
-        fibers_spawned: shared.register.entered(),
-        switches: shared.workers.iter().map(|worker| worker.switches.load(Ordering::Relaxed)).sum(),
-        parks: shared.workers.iter().map(|worker| worker.parks.load(Ordering::Relaxed)).sum(),
-        steals: shared.workers.iter().map(|worker| worker.steals.load(Ordering::Relaxed)).sum(),
-    }
-}
-
-/// The live fibers of the scheduler that the caller runs in; empty outside a fiber.
-pub fn fibers() -> Vec<FiberInfo> {
-    context::with_worker(|worker| worker.map_or_else(Vec::new, |(shared, _)| list(shared)))
-}
-
-/// The counters of the scheduler that the caller runs in; zeroes outside a fiber.
-pub fn current_metrics() -> SchedulerMetrics {
-    context::with_worker(|worker| worker.map_or_else(Default::default, |(shared, _)| metrics(shared)))
 }
 
 /// Calls `f` with the driver of the worker that the calling fiber runs on; `None` outside a fiber.

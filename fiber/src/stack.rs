@@ -14,6 +14,7 @@
 
 use crate::lock::Lock;
 use core::sync::atomic::{AtomicUsize, Ordering};
+use corosensei::stack::{MIN_STACK_SIZE, Stack, StackPointer};
 use std::io;
 use std::sync::OnceLock;
 
@@ -68,11 +69,6 @@ impl FiberStack {
         self.bottom..self.bottom + page_bytes()
     }
 
-    /// The high end, where the fiber begins; aligned to a page.
-    pub(crate) fn base(&self) -> usize {
-        self.bottom + self.bytes
-    }
-
     /// How far down from its base the stack has been touched; `None` if the kernel does not say.
     fn resident_depth_bytes(&self) -> Option<usize> {
         // Enough for 16 MiB; deeper than that counts as that.
@@ -105,9 +101,22 @@ impl FiberStack {
     }
 }
 
+// SAFETY: `bottom..bottom+bytes` is mapped for the life of the process and used by one fiber at a time; the limit
+// excludes the guard page at the low end, and the size is at least MIN_STACK_SIZE, checked by `class_of`.
+unsafe impl Stack for FiberStack {
+    fn base(&self) -> StackPointer {
+        StackPointer::new(self.bottom + self.bytes).expect("a mapping does not end at address 0")
+    }
+
+    fn limit(&self) -> StackPointer {
+        StackPointer::new(self.bottom + page_bytes()).expect("a mapping does not start at address 0")
+    }
+}
+
 /// What no worker keeps for itself, by size class: class `n` holds stacks of `STACK_BYTES_MIN << n` bytes.
 static POOLS: [Lock<Vec<FiberStack>>; CLASSES] = [const { Lock::new(Vec::new()) }; CLASSES];
 const CLASSES: usize = (STACK_BYTES_MAX / STACK_BYTES_MIN).trailing_zeros() as usize + 1;
+const _: () = assert!(STACK_BYTES_MIN > MIN_STACK_SIZE);
 
 fn class_of(bytes: usize) -> usize {
     let bytes = bytes.clamp(STACK_BYTES_MIN, STACK_BYTES_MAX).next_power_of_two();
@@ -216,11 +225,22 @@ impl Drop for StackCache {
     }
 }
 
+/// Stacks that were ever mapped, and their bytes.
+static MAPPED: [AtomicUsize; 2] = [const { AtomicUsize::new(0) }; 2];
+
+/// How many stacks there are, in use or free, and how many bytes of address space they take.
+pub(crate) fn mapped() -> (usize, usize) {
+    let [stacks, bytes] = &MAPPED;
+    (stacks.load(Ordering::Relaxed), bytes.load(Ordering::Relaxed))
+}
+
 /// Maps a slab and adds its stacks to `free`.
 fn map_slab(class: usize, free: &mut Vec<FiberStack>) -> io::Result<()> {
     let stack_bytes = STACK_BYTES_MIN << class;
     let slab_bytes = SLAB_BYTES.max(stack_bytes);
     let slab = map(slab_bytes)?;
+    MAPPED[0].fetch_add(slab_bytes / stack_bytes, Ordering::Relaxed);
+    MAPPED[1].fetch_add(slab_bytes, Ordering::Relaxed);
     // From the top down, so that the low ones are handed out first.
     for bottom in (slab..slab + slab_bytes).step_by(stack_bytes).rev() {
         free.push(FiberStack { bottom, bytes: stack_bytes, guard: install_guard(bottom) });
@@ -283,7 +303,7 @@ mod tests {
         let mut cache = StackCache::new();
         let first = cache.acquire(8 << 20).unwrap();
         let bottom = first.bottom;
-        assert!(first.base() - (8 << 20) <= first.guard_range().start);
+        assert!(first.limit().get() >= first.guard_range().end);
         cache.release(first);
         let again = cache.acquire(8 << 20).unwrap();
         assert_eq!(again.bottom, bottom);

@@ -44,6 +44,19 @@ impl<T> Timers<T> {
         Self { heap: Vec::new(), slots: Vec::new(), free: NONE, order: 0 }
     }
 
+    /// How many are set.
+    pub(crate) fn len(&self) -> usize {
+        self.heap.len()
+    }
+
+    /// All that are set, in no order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Instant, &T)> {
+        self.heap.iter().filter_map(|entry| match &self.slots[entry.slot as usize] {
+            Slot::Used { payload, .. } => Some((entry.deadline, payload)),
+            Slot::Free { .. } => None,
+        })
+    }
+
     /// The earliest deadline.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         self.heap.first().map(|entry| entry.deadline)

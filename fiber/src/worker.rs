@@ -3,10 +3,14 @@
 //! `Worker` is shared; the part marked as the owner's is touched only by the thread that runs the loop, which includes
 //! the fibers running on it. Others hand fibers in through the inbox, and steal from the queue.
 
+use crate::arch;
 use crate::context;
 use crate::driver::{Driver, Unpark};
-use crate::fiber::{AbortOnUnwind, Body, Inner, Ready, Suspend, Tls, Wake, Waker};
+use crate::fiber::{AbortOnUnwind, Body, FiberCoroutine, Inner, Ready, Suspend, Tls, Wake, Waker};
 use crate::lock::Lock;
+use crate::metrics::WorkerStats;
+use crate::overflow::AlternateStack;
+use crate::probe;
 use crate::queue::{StealQueue, Turn};
 use crate::reference::Spare;
 use crate::scheduler::{Shared, take_ids};
@@ -14,9 +18,12 @@ use crate::stack::StackCache;
 use crate::sys;
 use crate::timer::Timers;
 use crate::tls::TlsCache;
+use crate::watchdog;
 use core::cell::UnsafeCell;
 use core::ops::Range;
-use core::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicI32, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use corosensei::stack::Stack;
+use corosensei::{Coroutine, CoroutineResult};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -70,6 +77,9 @@ pub(crate) struct Worker {
     pub(crate) switches: AtomicU64,
     pub(crate) parks: AtomicU64,
     pub(crate) steals: AtomicU64,
+    pub(crate) stats: WorkerStats,
+    /// The kernel's id of the thread that runs the loop; 0 before and after.
+    thread_id: AtomicI32,
 }
 
 // SAFETY: `owned` and `driver` are touched only on the thread that runs this worker's loop (see `owned()`); the rest is made
@@ -101,6 +111,8 @@ impl Worker {
             switches: AtomicU64::new(0),
             parks: AtomicU64::new(0),
             steals: AtomicU64::new(0),
+            stats: WorkerStats::default(),
+            thread_id: AtomicI32::new(0),
         }
     }
 
@@ -237,6 +249,10 @@ impl Worker {
     pub(crate) fn run(&self, shared: &Arc<Shared>) {
         // The fibers of a worker that has gone would wait for ever, and so would everybody who waits for them.
         let _guard = AbortOnUnwind("a worker panicked");
+        let _alternate_stack = AlternateStack::install();
+        probe::listen();
+        self.thread_id.store(sys::thread_id(), Ordering::SeqCst);
+        watchdog::worker_woke();
         context::set_worker(Arc::as_ptr(shared), self.index);
         let mut runs = 0u32;
         let mut spin = Spin::new();
@@ -285,6 +301,22 @@ impl Worker {
             });
         }
         context::set_worker(core::ptr::null(), 0);
+        self.thread_id.store(0, Ordering::SeqCst);
+    }
+
+    /// The kernel's id of its thread; 0 if it has none.
+    pub(crate) fn thread_id(&self) -> i32 {
+        self.thread_id.load(Ordering::SeqCst)
+    }
+
+    /// Whether it runs fibers or looks for some.
+    pub(crate) fn is_awake(&self) -> bool {
+        self.thread_id() != 0 && self.sleep.load(Ordering::SeqCst) != SLEEPING
+    }
+
+    /// Fibers that are ready to run here, but for pinned ones that have come since the worker looked last.
+    pub(crate) fn ready_len(&self) -> usize {
+        self.queue.len() + self.inbox_len.load(Ordering::Relaxed) + self.stats.pinned()
     }
 
     fn next(&self, shared: &Shared) -> Option<Ready> {
@@ -404,6 +436,7 @@ impl Worker {
             self.poll(next.map(|deadline| deadline.saturating_duration_since(self.now())));
         }
         let sleep = self.sleep.swap(AWAKE, Ordering::SeqCst);
+        watchdog::worker_woke();
         if sleep == SLEEPING {
             shared.sleepers.fetch_sub(1, Ordering::SeqCst);
         }
@@ -435,6 +468,8 @@ impl Worker {
         if timeout != Some(Duration::ZERO) || driver.has_events() {
             driver.poll(timeout);
         }
+        // SAFETY: on the owner's thread.
+        self.stats.refresh(unsafe { self.owned(|owned| owned.pinned.len()) });
         if self.timers.lock().next_deadline().is_none() {
             return;
         }
@@ -452,36 +487,40 @@ impl Worker {
         unsafe { (*self.driver.get()).now() }
     }
 
-    /// Inlined into the loop: see `arch::switch`.
-    #[inline(always)]
     fn run_fiber(&self, shared: &Shared, fiber: Ready) {
         fiber.home.store(self.index, Ordering::Relaxed);
         self.switches.store(self.switches.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         // SAFETY: the fiber is in hand, so its body is this worker's.
         let body = unsafe { &mut *fiber.body.get() };
-        if body.stack.is_none() {
+        if body.coroutine.is_none() {
             self.start(&fiber, body);
         }
-        let suspend = match &body.tls {
-            // SAFETY: the fiber is in hand and has been prepared.
-            Some(tls) => unsafe { fiber.resume(Some(tls.thread_pointer())) },
-            None => {
+        let coroutine = body.coroutine.as_mut().expect("a queued fiber has a coroutine");
+        fiber.trace.resumed();
+        let result = match (&body.tls, fiber.tls) {
+            (Some(tls), Tls::Private) => {
+                let thread_pointer = tls.thread_pointer();
+                // SAFETY: the block is the fiber's, and only the worker that has the fiber in hand runs on it.
+                unsafe { resume_with_thread_pointer(coroutine, thread_pointer) }
+            }
+            _ => {
                 context::set_current(fiber.as_ptr());
-                // SAFETY: as above.
-                let suspend = unsafe { fiber.resume(None) };
+                let result = coroutine.resume(());
                 context::set_current(core::ptr::null());
-                suspend
+                result
             }
         };
-        match suspend {
+        match result {
             // SAFETY: on the owner's thread.
-            Suspend::Yield => unsafe { self.push_local(fiber) },
-            Suspend::Wait { deadline } => self.park(fiber, deadline),
-            Suspend::End => self.finish(shared, fiber),
+            CoroutineResult::Yield(Suspend::Yield) => unsafe { self.push_local(fiber) },
+            CoroutineResult::Yield(Suspend::Wait { deadline }) => self.park(fiber, deadline),
+            CoroutineResult::Return(()) => self.finish(shared, fiber),
         }
     }
 
     fn park(&self, fiber: Ready, deadline: Option<Instant>) {
+        fiber.trace.waits(self.stats.now_ms());
+        self.stats.absorb(&fiber.hooks);
         if let Some(deadline) = deadline {
             let waker = fiber.waker_of_current_wait();
             let id = self.timers.lock().insert(deadline, waker);
@@ -499,7 +538,6 @@ impl Worker {
     }
 
     /// Gives a new fiber a stack and thread-locals.
-    #[inline(never)]
     fn start(&self, fiber: &Ready, body: &mut Body) {
         // SAFETY: on the owner's thread.
         let (stack, tls) = unsafe {
@@ -517,27 +555,31 @@ impl Worker {
         let guard = stack.guard_range();
         fiber.guard_start.store(guard.start, Ordering::Relaxed);
         fiber.guard_end.store(guard.end, Ordering::Relaxed);
+        fiber.trace.start(stack.base().get());
         body.tls = tls.map(|block| block.expect("no memory for a fiber's thread-local storage"));
-        // SAFETY: the fiber is in hand and new; the stack stays in its body until it has ended.
-        unsafe { fiber.prepare(&stack) };
-        body.stack = Some(stack);
+        let this = fiber.as_ptr() as usize;
+        body.coroutine = Some(Coroutine::with_stack(stack, move |yielder, ()| {
+            // SAFETY: the register keeps the fiber alive until `finish`, and this is its coroutine.
+            unsafe { Inner::start(this as *const Inner, yielder) }
+        }));
     }
 
     fn finish(&self, shared: &Shared, fiber: Ready) {
         // SAFETY: the body is this worker's, as in `run_fiber`.
         let body = unsafe { &mut *fiber.body.get() };
-        let (stack, tls) = (body.stack.take(), body.tls.take());
+        let (coroutine, tls) = (body.coroutine.take(), body.tls.take());
         // SAFETY: on the owner's thread.
         unsafe {
             self.owned(|owned| {
-                if let Some(stack) = stack {
-                    owned.stacks.release(stack);
+                if let Some(coroutine) = coroutine {
+                    owned.stacks.release(coroutine.into_stack());
                 }
                 if let Some(tls) = tls {
                     owned.blocks.release(tls);
                 }
             });
         }
+        self.stats.absorb(&fiber.hooks);
         // SAFETY: the fiber is in hand for the last time, and on the owner's thread.
         unsafe { shared.retire(self.index, fiber) };
     }
@@ -573,5 +615,28 @@ impl Spin {
             self.penalty = (2 * self.penalty).clamp(1, SLEEPS_WITHOUT_SPIN_MAX);
             self.sleeps_left = self.penalty;
         }
+    }
+}
+
+/// Runs the fiber on its own thread-locals until it switches back.
+///
+/// Kept apart and never inlined: between the two writes nothing may touch a thread-local, because the compiler is free to
+/// compute a thread-local's address before the first write and use it after. The worker's own pointer is what it was, so what
+/// the caller has cached stays right.
+///
+/// # Safety
+/// `thread_pointer` is that of an initialised block on which nobody else runs.
+#[inline(never)]
+unsafe fn resume_with_thread_pointer(
+    coroutine: &mut FiberCoroutine,
+    thread_pointer: usize,
+) -> CoroutineResult<Suspend, ()> {
+    let own = arch::thread_pointer();
+    // SAFETY: by the caller's contract, and back to this thread's own pointer right after.
+    unsafe {
+        arch::set_thread_pointer(thread_pointer);
+        let result = coroutine.resume(());
+        arch::set_thread_pointer(own);
+        result
     }
 }

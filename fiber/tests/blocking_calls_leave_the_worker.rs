@@ -35,7 +35,7 @@ fn hundreds_of_calls_at_once_all_return_to_their_own_fiber() {
         fiber.join().unwrap();
     }
     assert!(most.load(Ordering::SeqCst) > 1, "the calls ran one after the other");
-    let (queued, threads) = squall_fiber::blocking_pool_depth();
+    let squall_fiber::BlockingMetrics { queued, threads, .. } = squall_fiber::metrics().blocking;
     assert_eq!(queued, 0);
     assert!((1..=128).contains(&threads), "{threads} threads");
 }

@@ -47,7 +47,37 @@ fn a_stack_overflow_names_the_fiber() {
         let _ =
             one_worker().spawn(Builder::new().name("deep one").stack_bytes(64 * 1024), || recurse(0)).join();
     });
-    assert_aborted(&output, &["fiber 'deep one' has overflowed its stack of 65536 bytes"]);
+    assert_aborted(
+        &output,
+        &["fiber 'deep one' has overflowed its stack of 65536 bytes", "calls deep", "recurse"],
+    );
+    // Where it goes round, and where it began.
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains("more calls ..."), "{text}");
+    assert!(text.contains("a_stack_overflow_names_the_fiber"), "{text}");
+}
+
+/// The observer needs the very lock that the overflowing fiber holds: it cannot look up names, and the report must come without.
+#[test]
+fn a_stack_overflow_under_a_lock_that_the_report_needs_is_told_without_names() {
+    let output =
+        in_child("a_stack_overflow_under_a_lock_that_the_report_needs_is_told_without_names", || {
+            let _ = one_worker()
+                .spawn(Builder::new().name("holds a lock").stack_bytes(64 * 1024), || {
+                    // The lock of the standard error stream, which the report is written to.
+                    let _lock = std::io::stderr().lock();
+                    recurse(0)
+                })
+                .join();
+        });
+    assert_aborted(
+        &output,
+        &[
+            "fiber 'holds a lock' has overflowed its stack of 65536 bytes",
+            "relative to the program's load address",
+            "  0x",
+        ],
+    );
 }
 
 #[test]

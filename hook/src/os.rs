@@ -313,7 +313,12 @@ where
     R: PartialOrd + Default,
 {
     with_current(|current| {
-        let current = current.filter(|current| current.may_suspend())?;
+        let current = current?;
+        if !current.may_suspend() {
+            current.count_hook_bypass();
+            return None;
+        }
+        current.count_hook_hit();
         // An attempt that would block leaves its EAGAIN in errno. A call that succeeds in the end must not: programs set errno to 0,
         // make several calls, and look at it once.
         let errno = real::errno();

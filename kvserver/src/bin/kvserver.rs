@@ -9,7 +9,7 @@ use std::{io, thread};
 
 use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 use squall_kvserver::cluster::{self, EXIT_PERMANENT};
 use squall_kvserver::config::{ClusterConfig, ConfigError};
@@ -26,7 +26,8 @@ Examples:
   kvctl status                               who leads, how far each node is
   curl http://127.0.0.1:7479/metrics         for Prometheus
 
-Log lines go to standard error; RUST_LOG=debug shows more. Ctrl-C stops in order.
+Log lines go to standard error; RUST_LOG=debug shows more. Ctrl-C stops in order. SIGUSR1 lists a
+node's fibers on its standard error, with what each waits for and where.
 Exit codes: 0 stopped on request, 1 failed while running, 2 cannot run as configured.";
 
 /// A replicated, linearizable, durable key-value store that any Redis client can use.
@@ -144,6 +145,7 @@ enum NodeEvent {
 
 fn run_node(id: u64, file: &Path, data: &Path, workers: u16, supervised: bool) -> anyhow::Result<()> {
     start_log(format!("node-{id}"));
+    squall_fiber::dump_on_signal(SIGUSR1).context("SIGUSR1 cannot be handled")?;
     let config = ClusterConfig::load(file)?;
     squall_hook::set_workers(workers.into());
     let (sender, events) = mpsc::channel();

@@ -9,10 +9,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use prometheus_client::encoding::text::encode;
-use prometheus_client::metrics::counter::ConstCounter;
-use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
+use squall_fiber::WorkerMetrics;
 use squall_raft::group::GroupHandle;
 use squall_rpc::RpcMetrics;
 
@@ -106,7 +108,7 @@ impl Response {
 const HELP: &str = "\
 /status   this node and its view of the cluster, as JSON
 /metrics  counters and gauges, in Prometheus' text format
-/fibers   the live fibers, what each waits for, and on which worker
+/fibers   the live fibers, what each waits for, and on which worker; /fibers?backtraces=1 tells where they stand, too
 ";
 
 impl Admin {
@@ -143,7 +145,7 @@ impl Admin {
                 },
                 Err(error) => Response::text("500 Internal Server Error", format!("{error}\n")),
             },
-            "/fibers" => Response::text("200 OK", fibers()),
+            "/fibers" => Response::text("200 OK", fibers(query_has(path, "backtraces"))),
             _ => Response::text("404 Not Found", HELP),
         }
     }
@@ -230,10 +232,20 @@ impl Admin {
             gauge("raft_proposal_bytes", "Proposals that wait for an answer", group.proposal_bytes as u64);
         }
         let fibers = squall_fiber::current_metrics();
+        let process = squall_fiber::metrics();
         gauge("fibers", "Live fibers", fibers.fibers_live as u64);
-        let (blocking_jobs, blocking_threads) = squall_fiber::blocking_pool_depth();
-        gauge("blocking_jobs", "Calls that wait for a thread of the blocking pool", blocking_jobs as u64);
-        gauge("blocking_threads", "Threads of the blocking pool", blocking_threads as u64);
+        gauge("fibers_ready", "Fibers that are ready to run", fibers.run_queue as u64);
+        gauge("timers", "Timers that are set", fibers.timers as u64);
+        gauge("stacks", "Stacks that exist, in use or free", process.stacks_mapped as u64);
+        gauge("stack_address_bytes", "Address space of the stacks", process.stack_bytes_mapped as u64);
+        gauge(
+            "stack_high_water_bytes",
+            "The deepest use of a stack seen",
+            process.stack_high_water_bytes as u64,
+        );
+        let blocking = process.blocking;
+        gauge("blocking_jobs", "Calls that wait for a thread of the blocking pool", blocking.queued as u64);
+        gauge("blocking_threads", "Threads of the blocking pool", blocking.threads as u64);
 
         let rpc = &self.rpc_metrics;
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -242,6 +254,12 @@ impl Admin {
             ("redis_connections", "Redis connections ever made", self.front_end.clients().total()),
             ("fiber_switches", "Switches into a fiber", fibers.switches),
             ("worker_sleeps", "Times a worker went to sleep", fibers.parks),
+            ("fibers_spawned", "Fibers ever spawned", fibers.fibers_spawned),
+            ("fiber_steals", "Times a worker took fibers from another", fibers.steals),
+            ("watchdog_incidents", "Fibers that kept a worker for too long", process.watchdog_incidents),
+            ("hook_hits", "Calls in fibers that the hooks served", fibers.hook_hits),
+            ("hook_bypasses", "Calls in fibers that went straight to libc", process.hook_bypasses),
+            ("blocking_calls", "Calls handed to the blocking pool", blocking.calls),
             ("rpc_connections", "RPC connections established", read(&rpc.connections_opened)),
             ("rpc_frames_received", "RPC frames read", read(&rpc.frames_in)),
             ("rpc_frames_sent", "RPC frames written", read(&rpc.frames_out)),
@@ -252,6 +270,7 @@ impl Admin {
         ] {
             registry.register(name, help, ConstCounter::new(value));
         }
+        register_workers(&mut registry, &fibers.workers);
         let mut text = String::new();
         encode(&mut text, &registry)?;
         Ok(text)
@@ -291,21 +310,75 @@ fn read_request(stream: &mut TcpStream) -> io::Result<Result<String, Response>> 
     }
 }
 
-fn fibers() -> String {
-    use std::fmt::Write;
+/// Whether the query of a path names a key, with any value but 0.
+fn query_has(path: &str, key: &str) -> bool {
+    let query = path.split_once('?').map_or("", |(_, query)| query);
+    query.split('&').any(|pair| {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        name == key && value != "0"
+    })
+}
+
+fn fibers(with_backtraces: bool) -> String {
+    if with_backtraces {
+        // On a thread of the blocking pool: looking up names takes time and stack.
+        return squall_fiber::run_blocking(|| squall_fiber::dump().to_string());
+    }
     let fibers = squall_fiber::fibers();
     let mut text = format!("{} fibers\n", fibers.len());
     for fiber in fibers {
-        // Writing to a string cannot fail.
-        let _ = writeln!(
-            text,
-            "{:>8}  worker {:<3} {:<12} {:<#18x} {}",
-            fiber.id,
-            fiber.worker,
-            format!("{:?}", fiber.waits_for).to_lowercase(),
-            fiber.wait_detail,
-            fiber.name.as_deref().unwrap_or("-")
-        );
+        text += &format!("{fiber}\n");
     }
     text
+}
+
+/// What the runtime counts for each worker by itself.
+fn register_workers(registry: &mut Registry, workers: &[WorkerMetrics]) {
+    type Labels = Vec<(&'static str, String)>;
+    let gauges: [(&str, &str, fn(&WorkerMetrics) -> u64); 2] = [
+        ("worker_run_queue", "Fibers that are ready to run on the worker", |worker| worker.run_queue as u64),
+        ("worker_timers", "Timers that the worker keeps", |worker| worker.timers as u64),
+    ];
+    for (name, help, value) in gauges {
+        let family = Family::<Labels, Gauge>::default();
+        for (index, worker) in workers.iter().enumerate() {
+            family.get_or_create(&vec![("worker", index.to_string())]).set(value(worker) as i64);
+        }
+        registry.register(name, help, family);
+    }
+    let counters: [(&str, &str, fn(&WorkerMetrics) -> u64); 5] = [
+        ("worker_switches", "Switches into a fiber", |worker| worker.switches),
+        ("worker_parks", "Times the worker went to sleep", |worker| worker.parks),
+        ("worker_steals", "Times the worker took fibers from another", |worker| worker.steals),
+        ("worker_hook_hits", "Hooked calls served", |worker| worker.hook_hits),
+        ("worker_watchdog_incidents", "Fibers that kept the worker for too long", |worker| {
+            worker.watchdog_incidents
+        }),
+    ];
+    for (name, help, value) in counters {
+        let family = Family::<Labels, Counter>::default();
+        for (index, worker) in workers.iter().enumerate() {
+            family.get_or_create(&vec![("worker", index.to_string())]).inc_by(value(worker));
+        }
+        registry.register(name, help, family);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_of_a_query_are_found() {
+        for (path, wanted) in [
+            ("/fibers", false),
+            ("/fibers?backtraces", true),
+            ("/fibers?backtraces=1", true),
+            ("/fibers?x=1&backtraces=yes", true),
+            ("/fibers?backtraces=0", false),
+            ("/fibers?nobacktraces=1", false),
+        ] {
+            assert_eq!(query_has(path, "backtraces"), wanted, "{path}");
+        }
+    }
 }

@@ -91,6 +91,9 @@ fn each_node_tells_its_part_in_the_cluster() {
         let (code, fibers) = http_get(cluster.admin_address(node), "/fibers").unwrap();
         assert_eq!(code, 200);
         assert!(fibers.contains(&format!("raft-{node}-owner")), "{fibers}");
+        let (code, fibers) = http_get(cluster.admin_address(node), "/fibers?backtraces=1").unwrap();
+        assert_eq!(code, 200);
+        assert!(fibers.contains("src/group/owner.rs:"), "{fibers}");
         assert_eq!(http_get(cluster.admin_address(node), "/nothing").unwrap().0, 404);
     }
 }
