@@ -335,7 +335,8 @@ fn fibers(with_backtraces: bool) -> String {
 /// What the runtime counts for each worker by itself.
 fn register_workers(registry: &mut Registry, workers: &[WorkerMetrics]) {
     type Labels = Vec<(&'static str, String)>;
-    let gauges: [(&str, &str, fn(&WorkerMetrics) -> u64); 2] = [
+    type Figure = (&'static str, &'static str, fn(&WorkerMetrics) -> u64);
+    let gauges: [Figure; 2] = [
         ("worker_run_queue", "Fibers that are ready to run on the worker", |worker| worker.run_queue as u64),
         ("worker_timers", "Timers that the worker keeps", |worker| worker.timers as u64),
     ];
@@ -346,7 +347,7 @@ fn register_workers(registry: &mut Registry, workers: &[WorkerMetrics]) {
         }
         registry.register(name, help, family);
     }
-    let counters: [(&str, &str, fn(&WorkerMetrics) -> u64); 5] = [
+    let counters: [Figure; 5] = [
         ("worker_switches", "Switches into a fiber", |worker| worker.switches),
         ("worker_parks", "Times the worker went to sleep", |worker| worker.parks),
         ("worker_steals", "Times the worker took fibers from another", |worker| worker.steals),
