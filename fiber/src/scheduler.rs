@@ -473,7 +473,7 @@ impl Scheduler {
         self.shared.stopped.set();
     }
 
-    /// Cancels every fiber that is live now, as [`Fiber::cancel`] does: the way to an orderly end before [`Scheduler::stop`], which
+    /// Cancels every fiber that is live now, as [`crate::Fiber::cancel`] does: the way to an orderly end before [`Scheduler::stop`], which
     /// waits for fibers that may wait for ever. Whoever goes on spawning fibers does so.
     ///
     /// # Blocking

@@ -14,7 +14,7 @@
 //!   nobody has collected yet, so the counter has moved on from the note. An arrival that no registration saw is reported by
 //!   the next registration, which every wait makes sure of.
 //! - What ends a read early with more behind it announces itself: the end of the stream, an error, urgent data (a read stops at
-//!   its mark) come with an edge that says so. From then on the slot's notes count for nothing, for good ([`Slot::on_edge`]).
+//!   its mark) come with an edge that says so. From then on the slot's notes count for nothing, for good (`Slot::on_edge`).
 //! - Others who read the same socket, here, through a duplicate or in another process, only take away.
 //!
 //! Which sockets and calls this is right for, the hook layer knows. The counter would have to go round between two looks of
