@@ -1,6 +1,6 @@
 //! Where fibers stand: the chain of calls on a fiber's stack, from what it does now out to the function that was spawned.
 //!
-//! A fiber that does not run has noted its instruction, frame and stack pointers when it switched away; one that runs is
+//! A fiber that does not run has left its instruction and frame pointers on its stack when it switched away; one that runs is
 //! interrupted by a signal (`probe.rs`). From there the chain of frame pointers leads to `squall_fiber_root`, which ends it. The
 //! build keeps frame pointers, and so does std; where C code without them is on the stack, the chain is taken up again at the next
 //! frame from which the root can be reached, so at worst some of the frames of such code are missing.
@@ -8,31 +8,28 @@
 //! This file reads stacks and names addresses. It never writes to a stack, and reads only within the bounds of one: stacks are
 //! never unmapped, so that is safe even while the fiber runs on, which [`Trace::capture`] notices.
 
-use crate::arch;
+use crate::arch::{self, Saved};
 use core::fmt;
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
+use core::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering, fence};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 /// A place in running code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[repr(C)]
 pub(crate) struct Standpoint {
     pub(crate) pc: usize,
     pub(crate) fp: usize,
     pub(crate) sp: usize,
 }
 
-/// What a fiber and its worker note at every switch, for those who look at it from outside.
+/// Where a fiber stands while it does not run, noted by the switch away from it, for the worker that resumes it and for those who look at
+/// it from outside.
 ///
 /// `runs` is the version of a sequence lock: it changes before the fiber's stack can change.
 #[derive(Debug, Default)]
-#[repr(C)]
 pub(crate) struct Trace {
-    /// The fields of a [`Standpoint`]; `sp` is 0 while the fiber runs, and before and after its life.
-    pc: AtomicUsize,
-    fp: AtomicUsize,
-    sp: AtomicUsize,
+    /// Null while the fiber runs, and before and after its life.
+    stands: AtomicPtr<Saved>,
     /// How often the fiber was resumed.
     runs: AtomicU64,
     /// The highest address of its stack, exclusive; 0 before the start.
@@ -43,24 +40,31 @@ pub(crate) struct Trace {
 
 impl Trace {
     /// Called by the worker that gives the fiber its stack.
-    pub(crate) fn start(&self, stack_top: usize) {
+    pub(crate) fn prepared(&self, stack_top: usize, stands: *mut Saved) {
         self.stack_top.store(stack_top, Ordering::Relaxed);
+        self.stands.store(stands, Ordering::Relaxed);
     }
 
-    /// Called by the worker right before it switches to the fiber.
+    /// Called by the worker right before it switches to where this says.
     #[inline(always)]
-    pub(crate) fn resumed(&self) {
+    pub(crate) fn resumed(&self) -> *mut Saved {
+        let stands = self.stands.load(Ordering::Relaxed);
         self.runs.store(self.runs.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
-        self.sp.store(0, Ordering::Relaxed);
+        self.stands.store(core::ptr::null_mut(), Ordering::Relaxed);
         // What the fiber writes to its stack from here on is seen later than the new count.
         fence(Ordering::Release);
+        stands
     }
 
-    /// Called by the fiber right before it switches away.
+    /// Where the switch away from the fiber has to note it.
     #[inline(always)]
-    pub(crate) fn suspending(&self) {
-        // SAFETY: the first three fields are laid out as a `Standpoint` and belong to the running fiber.
-        unsafe { arch::note_standpoint(self.pc.as_ptr().cast()) };
+    pub(crate) fn stands(&self) -> *mut *mut Saved {
+        self.stands.as_ptr()
+    }
+
+    /// Called by the worker after the fiber has ended, before its stack is another's.
+    pub(crate) fn ended(&self) {
+        self.stands.store(core::ptr::null_mut(), Ordering::Relaxed);
     }
 
     /// Called by the worker right after the fiber has switched away to wait.
@@ -81,7 +85,7 @@ impl Trace {
 
     /// Whether it is switched away.
     pub(crate) fn is_suspended(&self) -> bool {
-        self.sp.load(Ordering::Relaxed) != 0
+        !self.stands.load(Ordering::Relaxed).is_null()
     }
 
     pub(crate) fn since_ms(&self) -> u64 {
@@ -94,7 +98,7 @@ impl Trace {
 
     /// Bytes of stack in use as of the last switch; 0 while it runs.
     pub(crate) fn stack_depth(&self) -> usize {
-        match self.sp.load(Ordering::Relaxed) {
+        match self.stands.load(Ordering::Relaxed) as usize {
             0 => 0,
             sp => self.stack_top().saturating_sub(sp),
         }
@@ -104,15 +108,13 @@ impl Trace {
     /// its stack that may be read.
     pub(crate) fn capture(&self, stack_low: usize) -> Option<Chain> {
         let runs = self.runs.load(Ordering::Acquire);
-        let at = Standpoint {
-            pc: self.pc.load(Ordering::Acquire),
-            fp: self.fp.load(Ordering::Acquire),
-            sp: self.sp.load(Ordering::Acquire),
-        };
+        let stands = self.stands.load(Ordering::Acquire);
         let top = self.stack_top();
-        if stack_low == 0 || !(stack_low..top).contains(&at.sp) {
+        if stack_low == 0 || !(stack_low..top).contains(&(stands as usize).wrapping_add(size_of::<Saved>())) {
             return None;
         }
+        // SAFETY: it lies within a stack.
+        let at = unsafe { arch::standpoint(stands) };
         let mut chain = Chain::new();
         // SAFETY: `at.sp` lies within a stack, which stays mapped.
         unsafe { chain.walk(at, top) };

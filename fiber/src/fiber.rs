@@ -4,13 +4,13 @@
 //! 1. `state` says who may run the fiber next; state.rs has its rules.
 //! 2. `body` and `timer` belong to whoever has the fiber in hand. A fiber is in exactly one place: running, in one run queue, or
 //!    parked. A worker has it in hand from taking it out of a queue until it queues it again or has parked it; whoever ends the
-//!    wait of a parked fiber has it in hand until it has queued it. [`Ready`] is that possession as a type. `yielder` belongs to
-//!    the fiber itself, which runs on one worker at a time.
+//!    wait of a parked fiber has it in hand until it has queued it. [`Ready`] is that possession as a type. `passing`
+//!    belongs to the two sides of a switch, of which one runs at a time.
 //! 3. `home` is written by the worker that starts to run the fiber, so it stands still while the fiber is parked.
 //! 4. `limits` and `locals` belong to the fiber itself.
 //! 5. `scheduler` is alive as long as the fiber is: until it has ended.
 
-use crate::arch;
+use crate::arch::{self, Saved};
 use crate::backtrace::Trace;
 use crate::completion::Completion;
 use crate::context;
@@ -27,13 +27,12 @@ use crate::timer::TimerId;
 use crate::tls::{self, TlsBlock};
 use core::any::Any;
 use core::cell::{Cell, OnceCell, UnsafeCell};
-use core::ffi::c_void;
+use core::ffi::{c_int, c_void};
 use core::fmt;
 use core::marker::PhantomData;
 use core::panic::AssertUnwindSafe;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use corosensei::{Coroutine, Yielder};
 use std::panic::catch_unwind;
 use std::time::Instant;
 
@@ -120,20 +119,34 @@ impl WaitKind {
 }
 
 /// What a fiber tells its worker as it switches away.
+#[derive(Clone, Copy)]
 pub(crate) enum Suspend {
     /// Run me again after the others.
     Yield,
     /// Run me when my wait has ended.
     Wait { deadline: Option<Instant> },
+    /// I have ended: nothing runs on my stack any more.
+    End,
 }
-
-pub(crate) type FiberCoroutine = Coroutine<(), Suspend, (), FiberStack>;
 
 /// What a fiber runs on. Empty before it starts and after it has ended.
 #[derive(Default)]
 pub(crate) struct Body {
-    pub(crate) coroutine: Option<FiberCoroutine>,
+    pub(crate) stack: Option<FiberStack>,
     pub(crate) tls: Option<TlsBlock>,
+}
+
+/// What a fiber tells its worker, and the worker a fiber, by a switch. Written by the side that leaves, in memory that the fiber has
+/// in common with whoever has it in hand. Where the fiber itself stands is in its [`Trace`].
+pub(crate) struct Passing {
+    /// Where the worker stands while the fiber runs.
+    worker: Cell<*mut Saved>,
+    /// The worker's thread pointer, if the fiber has one of its own.
+    worker_thread_pointer: Cell<Option<usize>>,
+    /// The worker's errno, if the fiber has none of its own: it stays on that thread, once started.
+    worker_errno: Cell<*mut c_int>,
+    /// Why the fiber has switched away.
+    suspend: Cell<Suspend>,
 }
 
 pub(crate) struct Inner {
@@ -153,7 +166,7 @@ pub(crate) struct Inner {
     pub(crate) home: AtomicUsize,
     pub(crate) body: UnsafeCell<Body>,
     pub(crate) task: Task,
-    yielder: Cell<Option<NonNull<Yielder<(), Suspend>>>>,
+    passing: Passing,
     /// The timer of the wait that the fiber is parked in, and the worker that keeps it.
     pub(crate) timer: UnsafeCell<Option<(usize, TimerId)>>,
     pub(crate) completion: Completion,
@@ -208,7 +221,12 @@ impl Inner {
             home: AtomicUsize::new(new.home),
             body: UnsafeCell::default(),
             task: new.task,
-            yielder: Cell::new(None),
+            passing: Passing {
+                worker: Cell::new(core::ptr::null_mut()),
+                worker_thread_pointer: Cell::new(None),
+                worker_errno: Cell::new(core::ptr::null_mut()),
+                suspend: Cell::new(Suspend::End),
+            },
             timer: UnsafeCell::new(None),
             completion: Completion::new(),
             guard_start: AtomicUsize::new(0),
@@ -252,7 +270,7 @@ impl Inner {
     /// The caller has the fiber in hand.
     pub(crate) unsafe fn may_move(&self) -> bool {
         // SAFETY: the body is the caller's.
-        !self.pinned.get() && (self.tls == Tls::Private || unsafe { (*self.body.get()).coroutine.is_none() })
+        !self.pinned.get() && (self.tls == Tls::Private || unsafe { (*self.body.get()).stack.is_none() })
     }
 
     #[inline]
@@ -300,44 +318,60 @@ impl Inner {
     /// Called by the fiber itself.
     #[inline(always)]
     unsafe fn suspend(&self, how: Suspend) {
-        let yielder = self.yielder.get().expect("a running fiber has set its yielder");
-        // SAFETY: the yielder lives at the bottom of the fiber's own stack, as long as the fiber runs.
-        let yielder = unsafe { yielder.as_ref() };
-        self.trace.suspending();
+        let passing = &self.passing;
+        passing.suspend.set(how);
+        let here = self.trace.stands();
         if self.tls == Tls::Private {
-            yielder.suspend(how);
+            // SAFETY: the worker that runs the fiber stands there and waits for this.
+            unsafe { arch::switch(here, passing.worker.get(), passing.worker_thread_pointer.get()) };
             return;
         }
         // errno is the worker's: other fibers change it before this one continues.
-        // SAFETY: only asks for the address.
-        let errno = unsafe { libc::__errno_location() };
-        // SAFETY: errno's address is valid for the thread, and a shared-TLS fiber stays on its thread.
+        let errno = passing.worker_errno.get();
+        // SAFETY: valid for the thread, and a shared-TLS fiber stays on its thread.
         let saved = unsafe { *errno };
-        yielder.suspend(how);
+        // SAFETY: as above.
+        unsafe { arch::switch(here, passing.worker.get(), None) };
         // SAFETY: as above.
         unsafe { *errno = saved };
     }
 
-    /// Starts the fiber, on its own stack.
+    /// Runs the fiber until it switches back, and says why it did. `thread_pointer`: its own, if it has one.
     ///
     /// # Safety
-    /// `this` outlives the fiber, and the caller is the coroutine of that fiber.
+    /// The caller is a worker that has the fiber in hand, and the fiber has been prepared.
     #[inline(always)]
-    pub(crate) unsafe fn start(this: *const Inner, yielder: &Yielder<(), Suspend>) {
-        // SAFETY: the register keeps the fiber alive until after it has ended.
-        unsafe {
-            (*this).yielder.set(Some(NonNull::from(yielder)));
-            arch::call_as_root(Self::main, this.cast());
-        }
+    pub(crate) unsafe fn resume(&self, thread_pointer: Option<usize>) -> Suspend {
+        let passing = &self.passing;
+        passing.worker_thread_pointer.set(thread_pointer.map(|_| arch::thread_pointer()));
+        let there = self.trace.resumed();
+        // SAFETY: the fiber stands where it or `prepare` has noted; its block is its own.
+        unsafe { arch::switch(passing.worker.as_ptr(), there, thread_pointer) };
+        passing.suspend.get()
     }
 
-    /// The outermost function on every fiber's stack but for the one that ends the chain of frames.
+    /// Makes the first [`Inner::resume`] start the fiber on a stack.
     ///
     /// # Safety
-    /// `this` is the `Inner` of the fiber that calls, and outlives it.
+    /// The caller is the worker that has the fiber in hand, it has not started, and the stack stays until it has ended.
+    pub(crate) unsafe fn prepare(&self, stack: &FiberStack) {
+        if self.tls == Tls::Shared {
+            // SAFETY: only asks for the address.
+            self.passing.worker_errno.set(unsafe { libc::__errno_location() });
+        }
+        let this = core::ptr::from_ref(self).cast();
+        // SAFETY: nothing runs on the stack, and `main` does not return.
+        let stands = unsafe { arch::prepare_stack(stack.base(), Self::main, this) };
+        self.trace.prepared(stack.base(), stands);
+    }
+
+    /// The function at the bottom of every fiber's stack. Does not return: what called it is no function.
+    ///
+    /// # Safety
+    /// `this` is the fiber, which the register keeps until after it has ended, and the caller is its root.
     unsafe extern "C" fn main(this: *const c_void) {
-        let this = this.cast::<Inner>();
-        // SAFETY: the register keeps the fiber alive until after it has ended.
+        let this: *const Inner = this.cast();
+        // SAFETY: by the caller's contract.
         let inner = unsafe { &*this };
         if inner.tls == Tls::Private {
             context::set_current(this);
@@ -356,6 +390,9 @@ impl Inner {
         if inner.tls == Tls::Private {
             tls::finish_thread();
         }
+        // SAFETY: this is the fiber.
+        unsafe { inner.suspend(Suspend::End) };
+        unreachable!("a fiber that has ended is not resumed");
     }
 }
 
@@ -462,10 +499,7 @@ impl Drop for AbortOnUnwind {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        if let Some(coroutine) = self.body.get_mut().coroutine.take() {
-            // Dropping a suspended coroutine would unwind its stack through foreign frames and abort: leak it.
-            core::mem::forget(coroutine);
-        }
+        // A stack on which frames still stand leaks, with all that they own: nothing can unwind it from here.
         if let Some(locals) = self.locals.get() {
             // What is still there belongs to a fiber that has not ended, or was made while its thread-locals were destroyed.
             locals.leak();

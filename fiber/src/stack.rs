@@ -14,7 +14,6 @@
 
 use crate::lock::Lock;
 use core::sync::atomic::{AtomicUsize, Ordering};
-use corosensei::stack::{MIN_STACK_SIZE, Stack, StackPointer};
 use std::io;
 use std::sync::OnceLock;
 
@@ -69,6 +68,11 @@ impl FiberStack {
         self.bottom..self.bottom + page_bytes()
     }
 
+    /// The high end, where the fiber begins; aligned to a page.
+    pub(crate) fn base(&self) -> usize {
+        self.bottom + self.bytes
+    }
+
     /// How far down from its base the stack has been touched; `None` if the kernel does not say.
     fn resident_depth_bytes(&self) -> Option<usize> {
         // Enough for 16 MiB; deeper than that counts as that.
@@ -101,22 +105,9 @@ impl FiberStack {
     }
 }
 
-// SAFETY: `bottom..bottom+bytes` is mapped for the life of the process and used by one fiber at a time; the limit
-// excludes the guard page at the low end, and the size is at least MIN_STACK_SIZE, checked by `class_of`.
-unsafe impl Stack for FiberStack {
-    fn base(&self) -> StackPointer {
-        StackPointer::new(self.bottom + self.bytes).expect("a mapping does not end at address 0")
-    }
-
-    fn limit(&self) -> StackPointer {
-        StackPointer::new(self.bottom + page_bytes()).expect("a mapping does not start at address 0")
-    }
-}
-
 /// What no worker keeps for itself, by size class: class `n` holds stacks of `STACK_BYTES_MIN << n` bytes.
 static POOLS: [Lock<Vec<FiberStack>>; CLASSES] = [const { Lock::new(Vec::new()) }; CLASSES];
 const CLASSES: usize = (STACK_BYTES_MAX / STACK_BYTES_MIN).trailing_zeros() as usize + 1;
-const _: () = assert!(STACK_BYTES_MIN > MIN_STACK_SIZE);
 
 fn class_of(bytes: usize) -> usize {
     let bytes = bytes.clamp(STACK_BYTES_MIN, STACK_BYTES_MAX).next_power_of_two();
@@ -303,7 +294,7 @@ mod tests {
         let mut cache = StackCache::new();
         let first = cache.acquire(8 << 20).unwrap();
         let bottom = first.bottom;
-        assert!(first.limit().get() >= first.guard_range().end);
+        assert!(first.base() - (8 << 20) <= first.guard_range().start);
         cache.release(first);
         let again = cache.acquire(8 << 20).unwrap();
         assert_eq!(again.bottom, bottom);

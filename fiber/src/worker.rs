@@ -3,10 +3,9 @@
 //! `Worker` is shared; the part marked as the owner's is touched only by the thread that runs the loop, which includes
 //! the fibers running on it. Others hand fibers in through the inbox, and steal from the queue.
 
-use crate::arch;
 use crate::context;
 use crate::driver::{Driver, Unpark};
-use crate::fiber::{AbortOnUnwind, Body, FiberCoroutine, Inner, Ready, Suspend, Tls, Wake, Waker};
+use crate::fiber::{AbortOnUnwind, Body, Inner, Ready, Suspend, Tls, Wake, Waker};
 use crate::lock::Lock;
 use crate::metrics::WorkerStats;
 use crate::overflow::AlternateStack;
@@ -22,8 +21,6 @@ use crate::watchdog;
 use core::cell::UnsafeCell;
 use core::ops::Range;
 use core::sync::atomic::{AtomicI32, AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use corosensei::stack::Stack;
-use corosensei::{Coroutine, CoroutineResult};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -487,34 +484,32 @@ impl Worker {
         unsafe { (*self.driver.get()).now() }
     }
 
+    /// Inlined into the loop: see `arch::switch`.
+    #[inline(always)]
     fn run_fiber(&self, shared: &Shared, fiber: Ready) {
         fiber.home.store(self.index, Ordering::Relaxed);
         self.switches.store(self.switches.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         // SAFETY: the fiber is in hand, so its body is this worker's.
         let body = unsafe { &mut *fiber.body.get() };
-        if body.coroutine.is_none() {
+        if body.stack.is_none() {
             self.start(&fiber, body);
         }
-        let coroutine = body.coroutine.as_mut().expect("a queued fiber has a coroutine");
-        fiber.trace.resumed();
-        let result = match (&body.tls, fiber.tls) {
-            (Some(tls), Tls::Private) => {
-                let thread_pointer = tls.thread_pointer();
-                // SAFETY: the block is the fiber's, and only the worker that has the fiber in hand runs on it.
-                unsafe { resume_with_thread_pointer(coroutine, thread_pointer) }
-            }
-            _ => {
+        let suspend = match &body.tls {
+            // SAFETY: the fiber is in hand and has been prepared.
+            Some(tls) => unsafe { fiber.resume(Some(tls.thread_pointer())) },
+            None => {
                 context::set_current(fiber.as_ptr());
-                let result = coroutine.resume(());
+                // SAFETY: as above.
+                let suspend = unsafe { fiber.resume(None) };
                 context::set_current(core::ptr::null());
-                result
+                suspend
             }
         };
-        match result {
+        match suspend {
             // SAFETY: on the owner's thread.
-            CoroutineResult::Yield(Suspend::Yield) => unsafe { self.push_local(fiber) },
-            CoroutineResult::Yield(Suspend::Wait { deadline }) => self.park(fiber, deadline),
-            CoroutineResult::Return(()) => self.finish(shared, fiber),
+            Suspend::Yield => unsafe { self.push_local(fiber) },
+            Suspend::Wait { deadline } => self.park(fiber, deadline),
+            Suspend::End => self.finish(shared, fiber),
         }
     }
 
@@ -538,6 +533,7 @@ impl Worker {
     }
 
     /// Gives a new fiber a stack and thread-locals.
+    #[inline(never)]
     fn start(&self, fiber: &Ready, body: &mut Body) {
         // SAFETY: on the owner's thread.
         let (stack, tls) = unsafe {
@@ -555,24 +551,22 @@ impl Worker {
         let guard = stack.guard_range();
         fiber.guard_start.store(guard.start, Ordering::Relaxed);
         fiber.guard_end.store(guard.end, Ordering::Relaxed);
-        fiber.trace.start(stack.base().get());
         body.tls = tls.map(|block| block.expect("no memory for a fiber's thread-local storage"));
-        let this = fiber.as_ptr() as usize;
-        body.coroutine = Some(Coroutine::with_stack(stack, move |yielder, ()| {
-            // SAFETY: the register keeps the fiber alive until `finish`, and this is its coroutine.
-            unsafe { Inner::start(this as *const Inner, yielder) }
-        }));
+        // SAFETY: the fiber is in hand and new; the stack stays in its body until it has ended.
+        unsafe { fiber.prepare(&stack) };
+        body.stack = Some(stack);
     }
 
     fn finish(&self, shared: &Shared, fiber: Ready) {
         // SAFETY: the body is this worker's, as in `run_fiber`.
         let body = unsafe { &mut *fiber.body.get() };
-        let (coroutine, tls) = (body.coroutine.take(), body.tls.take());
+        let (stack, tls) = (body.stack.take(), body.tls.take());
+        fiber.trace.ended();
         // SAFETY: on the owner's thread.
         unsafe {
             self.owned(|owned| {
-                if let Some(coroutine) = coroutine {
-                    owned.stacks.release(coroutine.into_stack());
+                if let Some(stack) = stack {
+                    owned.stacks.release(stack);
                 }
                 if let Some(tls) = tls {
                     owned.blocks.release(tls);
@@ -615,28 +609,5 @@ impl Spin {
             self.penalty = (2 * self.penalty).clamp(1, SLEEPS_WITHOUT_SPIN_MAX);
             self.sleeps_left = self.penalty;
         }
-    }
-}
-
-/// Runs the fiber on its own thread-locals until it switches back.
-///
-/// Kept apart and never inlined: between the two writes nothing may touch a thread-local, because the compiler is free to
-/// compute a thread-local's address before the first write and use it after. The worker's own pointer is what it was, so what
-/// the caller has cached stays right.
-///
-/// # Safety
-/// `thread_pointer` is that of an initialised block on which nobody else runs.
-#[inline(never)]
-unsafe fn resume_with_thread_pointer(
-    coroutine: &mut FiberCoroutine,
-    thread_pointer: usize,
-) -> CoroutineResult<Suspend, ()> {
-    let own = arch::thread_pointer();
-    // SAFETY: by the caller's contract, and back to this thread's own pointer right after.
-    unsafe {
-        arch::set_thread_pointer(thread_pointer);
-        let result = coroutine.resume(());
-        arch::set_thread_pointer(own);
-        result
     }
 }

@@ -32,7 +32,7 @@ pub(crate) fn thread_pointer() -> usize {
 /// `value` is the address of an initialised TCB (see `tls.rs`) that no other thread is running on. Until the old value
 /// is back, the caller's function touches no thread-local: the compiler may have read the old address already.
 #[inline(always)]
-pub(crate) unsafe fn set_thread_pointer(value: usize) {
+unsafe fn set_thread_pointer(value: usize) {
     // SAFETY: the caller vouches for `value`; writing tpidr_el0 is permitted at EL0.
     unsafe { asm!("msr tpidr_el0, {}", in(reg) value, options(nostack, preserves_flags)) };
 }
@@ -52,7 +52,16 @@ pub(crate) unsafe fn raw_syscall(number: i64, args: [i64; 6]) -> i64 {
     result
 }
 
-// The function at the bottom of every fiber's stack; see x86_64.rs for why it exists.
+/// What lies on a stack on which nothing runs: stored by the switch away, loaded by the switch back.
+#[repr(C)]
+pub(crate) struct Saved {
+    x19: usize,
+    x29: usize,
+    resume_at: usize,
+    unused: usize,
+}
+
+// Where a new fiber begins; see x86_64.rs for why it is written by hand.
 global_asm!(
     ".pushsection .text.squall_fiber_root,\"ax\",@progbits",
     ".balign 16",
@@ -62,32 +71,79 @@ global_asm!(
     "squall_fiber_root:",
     ".cfi_startproc",
     ".cfi_undefined x30",
-    "stp x29, x30, [sp, #-16]!",
+    "ldr x0, [sp]",
+    "ldr x9, [sp, #8]",
+    "add sp, sp, #32",
     "mov x29, #0",
-    "blr x1",
+    "mov x30, #0",
+    "blr x9",
     ".globl squall_fiber_root_return",
     ".hidden squall_fiber_root_return",
     "squall_fiber_root_return:",
-    "ldp x29, x30, [sp], #16",
-    "ret",
+    "brk #1",
     ".cfi_endproc",
     ".size squall_fiber_root, . - squall_fiber_root",
     ".popsection",
 );
 
 unsafe extern "C" {
-    fn squall_fiber_root(argument: *const c_void, function: unsafe extern "C" fn(*const c_void));
+    fn squall_fiber_root();
     static squall_fiber_root_return: u8;
 }
 
-/// Calls `function` as the outermost one of a fiber.
+/// Lays out a new stack so that the first switch to it calls `function(argument)`. Returns its stack pointer.
 ///
 /// # Safety
-/// As for calling `function`.
+/// `base` is the high end of a stack that nothing runs on, aligned to 16 bytes; `function` does not return.
+pub(crate) unsafe fn prepare_stack(
+    base: usize,
+    function: unsafe extern "C" fn(*const c_void),
+    argument: *const c_void,
+) -> *mut Saved {
+    // Read by the root, which leaves the stack pointer at `base`; x19 and x29 are loaded only where a switch returns.
+    let words = (base as *mut usize).wrapping_sub(4);
+    // SAFETY: by the caller's contract the words are the new stack's own.
+    unsafe {
+        words.write(argument as usize);
+        words.add(1).write(function as *const () as usize);
+        words.add(2).write(squall_fiber_root as *const () as usize);
+    }
+    words.cast()
+}
+
+/// Leaves the running stack and goes on where `to` stands; see x86_64.rs.
+///
+/// # Safety
+/// As there.
 #[inline(always)]
-pub(crate) unsafe fn call_as_root(function: unsafe extern "C" fn(*const c_void), argument: *const c_void) {
-    // SAFETY: by the caller's contract; the function above keeps x29 and x30 and calls by the C convention.
-    unsafe { squall_fiber_root(argument, function) };
+pub(crate) unsafe fn switch(from: *mut *mut Saved, to: *mut Saved, thread_pointer: Option<usize>) {
+    if let Some(thread_pointer) = thread_pointer {
+        // SAFETY: by the caller's contract. Nothing between here and the switch touches a thread-local.
+        unsafe { set_thread_pointer(thread_pointer) };
+    }
+    // SAFETY: by the caller's contract. x19 and x29 cannot be named as clobbered and are saved by hand; everything else that a
+    // function must keep is, the low halves of v8 to v15 among it.
+    unsafe {
+        asm!(
+            "stp x19, x29, [sp, #-32]!",
+            "adr x9, 2f",
+            "str x9, [sp, #16]",
+            "mov x9, sp",
+            "str x9, [x0]",
+            "mov sp, x1",
+            "ldr x9, [sp, #16]",
+            "br x9",
+            "2:",
+            "ldp x19, x29, [sp], #32",
+            inlateout("x0") from => _,
+            inlateout("x1") to => _,
+            lateout("x20") _, lateout("x21") _, lateout("x22") _, lateout("x23") _, lateout("x24") _,
+            lateout("x25") _, lateout("x26") _, lateout("x27") _, lateout("x28") _, lateout("x30") _,
+            lateout("v8") _, lateout("v9") _, lateout("v10") _, lateout("v11") _,
+            lateout("v12") _, lateout("v13") _, lateout("v14") _, lateout("v15") _,
+            clobber_abi("C"),
+        );
+    }
 }
 
 /// The return address by which the last frame of a fiber's chain is known.
@@ -95,23 +151,18 @@ pub(crate) fn root_return_address() -> usize {
     &raw const squall_fiber_root_return as usize
 }
 
-/// Notes where the calling function stands: it is inlined into the function that is about to switch away.
+/// Where a fiber stands that has switched away.
 ///
 /// # Safety
-/// `at` may be written.
-#[inline(always)]
-pub(crate) unsafe fn note_standpoint(at: *mut Standpoint) {
-    // SAFETY: three stores to where the caller allows them.
+/// `saved` lies within a stack. If the fiber runs meanwhile, the answer is nonsense.
+pub(crate) unsafe fn standpoint(saved: *const Saved) -> Standpoint {
+    // SAFETY: stacks stay mapped; volatile, because another thread may be writing there.
     unsafe {
-        asm!(
-            "adr {scratch}, .",
-            "stp {scratch}, x29, [{at}]",
-            "mov {scratch}, sp",
-            "str {scratch}, [{at}, #16]",
-            at = in(reg) at,
-            scratch = out(reg) _,
-            options(nostack, preserves_flags)
-        );
+        Standpoint {
+            pc: (&raw const (*saved).resume_at).read_volatile(),
+            fp: (&raw const (*saved).x29).read_volatile(),
+            sp: saved as usize,
+        }
     }
 }
 

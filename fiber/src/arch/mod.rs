@@ -1,8 +1,8 @@
-//! What differs between processors: the thread pointer, the system-call instruction, and where a stack starts and stands. Assembly
-//! only; no policy.
+//! What differs between processors: the switch between stacks, the thread pointer and the system-call instruction. Assembly only; no
+//! policy.
 //!
-//! Every target file supplies the same items: [`thread_pointer`], [`set_thread_pointer`] and [`can_set_thread_pointer`] for `tls.rs`
-//! and `worker.rs`; [`raw_syscall`] for `sys.rs`; [`call_as_root`] for `worker.rs`; [`root_return_address`], [`note_standpoint`],
+//! Every target file supplies the same items: [`prepare_stack`] and [`switch`] for `fiber.rs`, [`thread_pointer`] and
+//! [`can_set_thread_pointer`] for `tls.rs`, [`raw_syscall`] for `sys.rs`; [`root_return_address`], [`standpoint`],
 //! [`interrupted_standpoint`] and [`return_address_without_frame`] for `backtrace.rs` and those who ask it.
 
 #[cfg(target_arch = "aarch64")]
