@@ -6,9 +6,10 @@
 use core::ffi::{CStr, c_char, c_int, c_long, c_uint, c_ulong, c_void};
 use core::sync::atomic::{AtomicPtr, Ordering};
 use libc::{
-    addrinfo, clockid_t, iovec, msghdr, nfds_t, off_t, pid_t, pollfd, pthread_barrier_t, pthread_cond_t,
-    pthread_key_t, pthread_mutex_t, pthread_once_t, pthread_rwlock_t, pthread_spinlock_t, pthread_t, sem_t,
-    size_t, sockaddr, socklen_t, ssize_t, timespec, useconds_t,
+    FILE, addrinfo, clockid_t, hostent, id_t, idtype_t, iovec, mode_t, msghdr, nfds_t, off_t, pid_t, pollfd,
+    pthread_barrier_t, pthread_cond_t, pthread_key_t, pthread_mutex_t, pthread_once_t, pthread_rwlock_t,
+    pthread_spinlock_t, pthread_t, rusage, sem_t, siginfo_t, sigset_t, size_t, sockaddr, socklen_t, ssize_t,
+    timespec, useconds_t,
 };
 
 fn next_symbol(name: &CStr) -> *mut c_void {
@@ -17,7 +18,7 @@ fn next_symbol(name: &CStr) -> *mut c_void {
 }
 
 macro_rules! real_functions {
-    ($(fn $name:ident($($argument:ident: $type:ty),*) -> $result:ty;)*) => {
+    ($(fn $name:ident($($argument:ident: $type:ty),*) $(-> $result:ty)?;)*) => {
         $(
             mod $name {
                 use super::*;
@@ -45,14 +46,15 @@ macro_rules! real_functions {
             /// # Safety
             /// As for the libc function.
             #[inline(always)]
-            pub(crate) unsafe fn $name($($argument: $type),*) -> $result {
+            #[allow(clippy::too_many_arguments, reason = "libc's own signatures")]
+            pub(crate) unsafe fn $name($($argument: $type),*) $(-> $result)? {
                 let mut function = $name::FUNCTION.load(Ordering::Relaxed);
                 if function.is_null() {
                     function = $name::resolve();
                 }
                 // SAFETY: libc's function of that name has this signature.
                 let function = unsafe {
-                    core::mem::transmute::<*mut c_void, unsafe extern "C" fn($($type),*) -> $result>(function)
+                    core::mem::transmute::<*mut c_void, unsafe extern "C" fn($($type),*) $(-> $result)?>(function)
                 };
                 // SAFETY: by the caller's contract.
                 unsafe { function($($argument),*) }
@@ -88,6 +90,47 @@ real_functions! {
     fn writev(fd: c_int, vectors: *const iovec, count: c_int) -> ssize_t;
     fn preadv2(fd: c_int, vectors: *const iovec, count: c_int, offset: off_t, flags: c_int) -> ssize_t;
     fn pwritev2(fd: c_int, vectors: *const iovec, count: c_int, offset: off_t, flags: c_int) -> ssize_t;
+    fn pread(fd: c_int, buffer: *mut c_void, length: size_t, offset: off_t) -> ssize_t;
+    fn preadv(fd: c_int, vectors: *const iovec, count: c_int, offset: off_t) -> ssize_t;
+    fn pwrite(fd: c_int, buffer: *const c_void, length: size_t, offset: off_t) -> ssize_t;
+    fn pwritev(fd: c_int, vectors: *const iovec, count: c_int, offset: off_t) -> ssize_t;
+    fn open(path: *const c_char, flags: c_int, mode: mode_t) -> c_int;
+    fn openat(directory: c_int, path: *const c_char, flags: c_int, mode: mode_t) -> c_int;
+    fn splice(input: c_int, input_offset: *mut off_t, output: c_int, output_offset: *mut off_t, length: size_t, flags: c_uint) -> ssize_t;
+    fn tee(input: c_int, output: c_int, length: size_t, flags: c_uint) -> ssize_t;
+    fn vmsplice(fd: c_int, vectors: *const iovec, count: size_t, flags: c_uint) -> ssize_t;
+    fn copy_file_range(input: c_int, input_offset: *mut off_t, output: c_int, output_offset: *mut off_t, length: size_t, flags: c_uint) -> ssize_t;
+    fn flock(fd: c_int, operation: c_int) -> c_int;
+    fn lockf(fd: c_int, command: c_int, length: off_t) -> c_int;
+    fn sync();
+    fn syncfs(fd: c_int) -> c_int;
+    fn sync_file_range(fd: c_int, offset: off_t, length: off_t, flags: c_uint) -> c_int;
+    fn fallocate(fd: c_int, mode: c_int, offset: off_t, length: off_t) -> c_int;
+    fn posix_fallocate(fd: c_int, offset: off_t, length: off_t) -> c_int;
+    fn msync(address: *mut c_void, length: size_t, flags: c_int) -> c_int;
+    fn fclose(stream: *mut FILE) -> c_int;
+    fn freopen(path: *const c_char, mode: *const c_char, stream: *mut FILE) -> *mut FILE;
+    fn popen(command: *const c_char, mode: *const c_char) -> *mut FILE;
+    fn pclose(stream: *mut FILE) -> c_int;
+    fn system(command: *const c_char) -> c_int;
+    fn posix_spawn(pid: *mut pid_t, path: *const c_char, actions: *const c_void, attributes: *const c_void, arguments: *const *mut c_char, environment: *const *mut c_char) -> c_int;
+    fn posix_spawnp(pid: *mut pid_t, file: *const c_char, actions: *const c_void, attributes: *const c_void, arguments: *const *mut c_char, environment: *const *mut c_char) -> c_int;
+    fn wait4(pid: pid_t, status: *mut c_int, options: c_int, usage: *mut rusage) -> pid_t;
+    fn waitid(kind: idtype_t, id: id_t, info: *mut siginfo_t, options: c_int) -> c_int;
+    fn sigwait(set: *const sigset_t, signal: *mut c_int) -> c_int;
+    fn sigwaitinfo(set: *const sigset_t, info: *mut siginfo_t) -> c_int;
+    fn sigtimedwait(set: *const sigset_t, info: *mut siginfo_t, timeout: *const timespec) -> c_int;
+    fn msgsnd(queue: c_int, message: *const c_void, size: size_t, flags: c_int) -> c_int;
+    fn msgrcv(queue: c_int, message: *mut c_void, size: size_t, kind: c_long, flags: c_int) -> ssize_t;
+    fn semop(set: c_int, operations: *mut c_void, count: size_t) -> c_int;
+    fn semtimedop(set: c_int, operations: *mut c_void, count: size_t, timeout: *const timespec) -> c_int;
+    fn getnameinfo(address: *const sockaddr, length: socklen_t, host: *mut c_char, host_length: socklen_t, service: *mut c_char, service_length: socklen_t, flags: c_int) -> c_int;
+    fn gethostbyname(name: *const c_char) -> *mut hostent;
+    fn gethostbyname2(name: *const c_char, family: c_int) -> *mut hostent;
+    fn gethostbyaddr(address: *const c_void, length: socklen_t, family: c_int) -> *mut hostent;
+    fn gethostbyname_r(name: *const c_char, host: *mut hostent, buffer: *mut c_char, length: size_t, result: *mut *mut hostent, error: *mut c_int) -> c_int;
+    fn gethostbyname2_r(name: *const c_char, family: c_int, host: *mut hostent, buffer: *mut c_char, length: size_t, result: *mut *mut hostent, error: *mut c_int) -> c_int;
+    fn gethostbyaddr_r(address: *const c_void, address_length: socklen_t, family: c_int, host: *mut hostent, buffer: *mut c_char, length: size_t, result: *mut *mut hostent, error: *mut c_int) -> c_int;
     fn poll(entries: *mut pollfd, count: nfds_t, timeout_ms: c_int) -> c_int;
     fn ppoll(entries: *mut pollfd, count: nfds_t, timeout: *const timespec, mask: *const libc::sigset_t) -> c_int;
     fn epoll_wait(epfd: c_int, events: *mut libc::epoll_event, capacity: c_int, timeout_ms: c_int) -> c_int;

@@ -200,6 +200,14 @@ pub fn known_slot(fd: RawFd) -> Option<&'static Slot> {
     (!first.is_null()).then(|| unsafe { &*first.add(index % CHUNK) })
 }
 
+/// Those numbers of a range whose slots somebody may have looked at.
+pub fn known(first: u32, last: u32) -> impl Iterator<Item = RawFd> {
+    let last = (last as usize).min(CHUNK * CHUNKS - 1);
+    (first as usize..=last)
+        .filter(|index| !TABLE[index / CHUNK].load(Ordering::Acquire).is_null())
+        .map(|index| index as RawFd)
+}
+
 #[cold]
 fn allocate_chunk(chunk: &AtomicPtr<Slot>, first_fd: usize) -> *mut Slot {
     let slots: Box<[Slot]> = (first_fd..first_fd + CHUNK)

@@ -4,58 +4,41 @@
 //! interrupted.
 
 use super::poll::is_ready;
-use super::wait::refuse_if_interrupted;
+use super::pool::on_pool;
 use super::{close, forget};
-use crate::errno::{Errno, Result, check_int};
+use crate::errno::{Errno, Result};
 use crate::real;
 use core::ffi::{c_int, c_long};
 use libc::pid_t;
-use squall_fiber::{Current, Wake, run_blocking};
+use squall_fiber::{Current, Wake};
 use squall_iomanager::descriptor::{Direction, slot};
 use std::os::fd::RawFd;
 
-/// Moves the caller's pointer to the thread that makes the call for it.
-struct Borrowed(*mut c_int);
-
-// SAFETY: the caller waits, with its pointer valid, until the call is over.
-unsafe impl Send for Borrowed {}
-
-/// `waitpid` in a fiber.
+/// `waitpid` and its siblings in a fiber: `call` makes the call with the options that it is given, and answers 0 if no child has
+/// changed yet. `pid` is that of the child that is waited for, if it is one.
 ///
 /// # Safety
-/// `status` is null or writable.
+/// `call` may be made by another thread, while the fiber waits.
 pub(crate) unsafe fn wait_for(
     current: Current<'_>,
-    pid: pid_t,
-    status: *mut c_int,
+    pid: Option<pid_t>,
     options: c_int,
+    call: impl Fn(c_int) -> Result<pid_t>,
 ) -> Result<pid_t> {
-    // SAFETY: by the contract.
-    let call = |status, options| check_int(unsafe { real::waitpid(pid, status, options) });
     // A pidfd tells of the end of one process, not that it was stopped.
-    let one_ends = pid > 0 && (options & (libc::WUNTRACED | libc::WCONTINUED)) == 0;
+    let ending = pid.filter(|_| (options & (libc::WSTOPPED | libc::WCONTINUED)) == 0);
     loop {
-        let answer = call(status, options | libc::WNOHANG);
+        let answer = call(options | libc::WNOHANG);
         if answer != Ok(0) || (options & libc::WNOHANG) != 0 {
             return answer;
         }
-        if !(one_ends && await_end(pid)?) {
-            break;
+        match ending {
+            Some(pid) if await_end(pid)? => {}
+            _ => break,
         }
     }
-    refuse_if_interrupted(current)?;
-    let status = Borrowed(status);
-    run_blocking(move || {
-        // The whole, not the pointer inside, which is not `Send`.
-        let status = status;
-        loop {
-            match call(status.0, options) {
-                // A signal that this helper thread happened to get is not for the caller.
-                Err(Errno(libc::EINTR)) => {}
-                answer => return answer,
-            }
-        }
-    })
+    // SAFETY: by the contract.
+    unsafe { on_pool(current, &raw const call, |call| (*call)(options)) }
 }
 
 /// Waits in the reactor until the process has ended. False where that cannot be done: a kernel before 5.3, no room for a

@@ -1,5 +1,6 @@
 //! `read` and `write` on anything: sockets, pipes and their like, files.
 
+use super::disk;
 use super::kind::{self, Kind};
 use super::poll::is_ready;
 use super::socket::{VectorWindow, retry_receive, send_all, send_on_socket, total};
@@ -9,17 +10,18 @@ use crate::errno::{Errno, Result, check};
 use crate::os::{Buffer, BufferMut};
 use crate::real;
 use core::ffi::c_int;
+use squall_fiber::Current;
 use squall_iomanager::descriptor::{Direction, Slot};
 use std::os::fd::RawFd;
 
 /// What the kernel refuses to read or write more than, at once.
 const SIZE_MAX: usize = isize::MAX as usize;
 
-pub(super) fn read(fd: RawFd, buffers: &mut [BufferMut]) -> Result<usize> {
-    match read_as_known(fd, buffers) {
+pub(super) fn read(current: Current<'_>, fd: RawFd, buffers: &mut [BufferMut]) -> Result<usize> {
+    match read_as_known(current, fd, buffers) {
         Err(Errno::NOTSOCK) => {
             notice_successor(fd);
-            read_as_known(fd, buffers)
+            read_as_known(current, fd, buffers)
         }
         answer => answer,
     }
@@ -31,7 +33,7 @@ fn notice_successor(fd: RawFd) {
     super::forget(fd);
 }
 
-fn read_as_known(fd: RawFd, buffers: &mut [BufferMut]) -> Result<usize> {
+fn read_as_known(current: Current<'_>, fd: RawFd, buffers: &mut [BufferMut]) -> Result<usize> {
     let vectors: *mut libc::iovec = buffers.as_mut_ptr().cast();
     let count = buffers.len() as c_int;
     let size = total(buffers.iter().map(BufferMut::len));
@@ -79,21 +81,22 @@ fn read_as_known(fd: RawFd, buffers: &mut [BufferMut]) -> Result<usize> {
             // Somebody else may take what there is before this thread does.
             if is_ready(fd, Direction::Read) { without_blocking(fd, direct)? } else { Err(Errno::AGAIN) }
         }),
-        None => direct(),
+        // SAFETY: as above.
+        None => unsafe { disk::read(current, fd, vectors, count, size, disk::WHERE_IT_STANDS) },
     }
 }
 
-pub(super) fn write(fd: RawFd, buffers: &[Buffer]) -> Result<usize> {
-    match write_as_known(fd, buffers) {
+pub(super) fn write(current: Current<'_>, fd: RawFd, buffers: &[Buffer]) -> Result<usize> {
+    match write_as_known(current, fd, buffers) {
         Err(Errno::NOTSOCK) => {
             notice_successor(fd);
-            write_as_known(fd, buffers)
+            write_as_known(current, fd, buffers)
         }
         answer => answer,
     }
 }
 
-fn write_as_known(fd: RawFd, buffers: &[Buffer]) -> Result<usize> {
+fn write_as_known(current: Current<'_>, fd: RawFd, buffers: &[Buffer]) -> Result<usize> {
     let vectors: *const libc::iovec = buffers.as_ptr().cast();
     let count = buffers.len() as c_int;
     let size = total(buffers.iter().map(Buffer::len));
@@ -136,7 +139,9 @@ fn write_as_known(fd: RawFd, buffers: &[Buffer]) -> Result<usize> {
         Some((kind, slot)) if size > 0 && !is_nonblocking(fd)? => {
             write_waitable(fd, kind, slot, buffers, size)
         }
-        _ => direct(),
+        // SAFETY: the vectors are the caller's.
+        None => unsafe { disk::write(current, fd, vectors, count, disk::WHERE_IT_STANDS) },
+        Some(_) => direct(),
     }
 }
 

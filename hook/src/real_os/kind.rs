@@ -20,7 +20,7 @@ pub(crate) enum Kind {
     NoWait = 3,
     /// A terminal or device that can be polled but knows no `RWF_NOWAIT`: polled, then called.
     PollFirst = 4,
-    /// A file, a directory, the standard streams, or nothing at all: called as it is. The standard streams are shared with
+    /// A directory, the standard streams, or nothing at all: called as it is. The standard streams are shared with
     /// the shell and with children, and must stay usable from a panic: they never suspend a fiber.
     Direct = 5,
     /// A datagram socket.
@@ -31,6 +31,10 @@ pub(crate) enum Kind {
     LowWater = 8,
     /// An eventfd or another file without a place in any file system: as `NoWait`, but writable may mean too little room.
     Anonymous = 9,
+    /// A file on a disk, through the page cache.
+    File = 10,
+    /// A file on a disk whose writes go there at once (O_SYNC, O_DSYNC), or past the page cache (O_DIRECT).
+    SyncedFile = 11,
 }
 
 impl Kind {
@@ -51,7 +55,21 @@ pub(crate) fn pollable(fd: RawFd) -> Option<(Kind, &'static Slot)> {
             kind
         }
     };
-    (kind != Kind::Direct).then_some((kind, slot))
+    (!matches!(kind, Kind::Direct | Kind::File | Kind::SyncedFile)).then_some((kind, slot))
+}
+
+/// Whether it is a file on a disk, and which.
+pub(crate) fn file(fd: RawFd) -> Option<Kind> {
+    let slot = descriptor::slot(fd)?;
+    let kind = match of(slot) {
+        Some(kind) => kind,
+        None => {
+            let kind = look(fd)?;
+            slot.set_note(kind as u8);
+            kind
+        }
+    };
+    matches!(kind, Kind::File | Kind::SyncedFile).then_some(kind)
 }
 
 /// The kind as far as it is known.
@@ -67,6 +85,8 @@ pub(crate) fn of(slot: &Slot) -> Option<Kind> {
         7 => Kind::EndedDatagram,
         8 => Kind::LowWater,
         9 => Kind::Anonymous,
+        10 => Kind::File,
+        11 => Kind::SyncedFile,
         _ => return None,
     })
 }
@@ -75,6 +95,13 @@ pub(crate) fn of(slot: &Slot) -> Option<Kind> {
 #[inline]
 pub(crate) fn socket(fd: RawFd) -> Option<(Kind, &'static Slot)> {
     pollable(fd).filter(|(kind, _)| kind.is_socket())
+}
+
+/// A descriptor is to be called as it is from now on.
+pub(crate) fn is_direct(fd: RawFd) {
+    if let Some(slot) = descriptor::slot(fd) {
+        slot.set_note(Kind::Direct as u8);
+    }
 }
 
 /// A descriptor's kind has to be found out again: what it depends on was changed.
@@ -136,7 +163,13 @@ fn look(fd: RawFd) -> Option<Kind> {
         stat.assume_init().st_mode
     };
     Some(match mode & libc::S_IFMT {
-        libc::S_IFREG | libc::S_IFDIR | libc::S_IFBLK => Kind::Direct,
+        libc::S_IFDIR => Kind::Direct,
+        libc::S_IFREG | libc::S_IFBLK => {
+            // SAFETY: F_GETFL takes no argument.
+            let flags = unsafe { real::fcntl(fd, libc::F_GETFL, 0) };
+            let is_synced = flags != -1 && (flags & (libc::O_SYNC | libc::O_DSYNC | libc::O_DIRECT)) != 0;
+            if is_synced { Kind::SyncedFile } else { Kind::File }
+        }
         0 => Kind::Anonymous,
         _ => Kind::NoWait,
     })

@@ -11,11 +11,13 @@ pub(crate) mod accept;
 pub(crate) mod child;
 mod connect;
 pub(crate) mod control;
+pub(crate) mod disk;
 mod file;
 pub(crate) mod kind;
 mod poll;
 pub(crate) mod pool;
 mod socket;
+pub(crate) mod splice;
 pub(crate) mod wait;
 pub(crate) mod window;
 
@@ -94,12 +96,12 @@ impl Os for RealOs {
         socket::send_message(fd, message, flags)
     }
 
-    fn read(&self, _: Current<'_>, fd: RawFd, buffers: &mut [BufferMut]) -> Result<usize> {
-        file::read(fd, buffers)
+    fn read(&self, current: Current<'_>, fd: RawFd, buffers: &mut [BufferMut]) -> Result<usize> {
+        file::read(current, fd, buffers)
     }
 
-    fn write(&self, _: Current<'_>, fd: RawFd, buffers: &[Buffer]) -> Result<usize> {
-        file::write(fd, buffers)
+    fn write(&self, current: Current<'_>, fd: RawFd, buffers: &[Buffer]) -> Result<usize> {
+        file::write(current, fd, buffers)
     }
 
     fn poll(
@@ -132,8 +134,12 @@ impl Os for RealOs {
         file::send_file(out, input, offset, count)
     }
 
-    fn control(&self, _: Current<'_>, fd: RawFd, command: c_int, argument: c_ulong) -> Result<c_int> {
-        control::control(fd, command, argument)
+    fn control(&self, current: Current<'_>, fd: RawFd, command: c_int, argument: c_ulong) -> Result<c_int> {
+        match command {
+            libc::F_SETLKW => disk::lock(current, || control::control(fd, libc::F_SETLK, argument)),
+            libc::F_OFD_SETLKW => disk::lock(current, || control::control(fd, libc::F_OFD_SETLK, argument)),
+            _ => control::control(fd, command, argument),
+        }
     }
 
     fn close(&self, _: Current<'_>, fd: RawFd) -> Result<()> {
@@ -141,11 +147,12 @@ impl Os for RealOs {
     }
 
     fn sync_file(&self, current: Current<'_>, fd: RawFd, data_only: bool) -> Result<()> {
-        wait::refuse_if_interrupted(current)?;
-        squall_fiber::run_blocking(|| {
-            // SAFETY: no memory is involved.
-            check_int(unsafe { if data_only { real::fdatasync(fd) } else { real::fsync(fd) } }).map(drop)
-        })
+        // SAFETY: no memory is involved.
+        unsafe {
+            pool::on_pool(current, (), |()| {
+                check_int(if data_only { real::fdatasync(fd) } else { real::fsync(fd) }).map(drop)
+            })
+        }
     }
 }
 
@@ -170,6 +177,11 @@ pub(crate) fn note_shared(fd: RawFd) {
 /// A descriptor number that has just been made: nothing known about it before holds.
 pub(crate) fn forget(fd: RawFd) {
     descriptor::forget(fd);
+}
+
+/// As [`forget`], for a range of numbers.
+pub(crate) fn forget_range(first: u32, last: u32) {
+    descriptor::known(first, last).for_each(forget);
 }
 
 /// As [`forget`], for the two ends of a pipe or socket pair.

@@ -1,9 +1,11 @@
 //! Other names that glibc exports for hooked calls: those with underscores, which older code uses, and those that C code compiled
 //! with `_FORTIFY_SOURCE` calls, which also pass the size of the buffer behind the pointer.
 
-use super::{descriptors, files, sockets, time};
+use super::{descriptors, files, multiplex, sockets, threads, time};
 use core::ffi::{c_int, c_ulong, c_void};
-use libc::{nfds_t, pollfd, sigset_t, size_t, sockaddr, socklen_t, ssize_t, timespec};
+use libc::{
+    fd_set, nfds_t, pid_t, pollfd, sigset_t, size_t, sockaddr, socklen_t, ssize_t, timespec, timeval,
+};
 
 macro_rules! aliases {
     ($($alias:ident = $module:ident::$name:ident($($argument:ident: $type:ty),*) -> $result:ty;)*) => {
@@ -28,10 +30,13 @@ aliases! {
     __send = sockets::send(fd: c_int, buffer: *const c_void, length: size_t, flags: c_int) -> ssize_t;
     __nanosleep = time::nanosleep(request: *const timespec, remaining: *mut timespec) -> c_int;
     __sched_yield = time::sched_yield() -> c_int;
+    __select = multiplex::select(limit: c_int, read: *mut fd_set, write: *mut fd_set, except: *mut fd_set, timeout: *mut timeval) -> c_int;
+    __wait = threads::wait(status: *mut c_int) -> pid_t;
+    __waitpid = threads::waitpid(pid: pid_t, status: *mut c_int, options: c_int) -> pid_t;
 }
 
 /// What glibc does when a call would write beyond the buffer: says so and aborts.
-fn check_fits(wanted: usize, room: usize) {
+pub(super) fn check_fits(wanted: usize, room: usize) {
     unsafe extern "C" {
         fn __chk_fail() -> !;
     }

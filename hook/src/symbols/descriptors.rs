@@ -5,9 +5,10 @@ use crate::os::in_fiber_or;
 use crate::real;
 use crate::real_os::control::{control, note_duplicate};
 use crate::real_os::wait::settings_changed;
-use crate::real_os::{self, forget, forget_both, window};
+use crate::real_os::{self, forget, forget_both, forget_range, window};
 use crate::world::{World, in_world_or};
-use core::ffi::{c_int, c_ulong, c_void};
+use core::ffi::{c_char, c_int, c_uint, c_ulong, c_void};
+use libc::FILE;
 use squall_fiber::Current;
 
 #[unsafe(no_mangle)]
@@ -15,6 +16,80 @@ pub(super) unsafe extern "C" fn close(fd: c_int) -> c_int {
     in_fiber_or!(|current, os| answer_int(os.close(current, fd).map(|()| 0)), || answer_int(
         real_os::close(fd).map(|()| 0)
     ),)
+}
+
+/// What stdio is about to close, without a call that a hook would see.
+pub(super) fn forget_stream(stream: *mut FILE) {
+    // SAFETY: the caller passes a stream, or null.
+    let fd = if stream.is_null() { -1 } else { unsafe { libc::fileno(stream) } };
+    if fd >= 0 {
+        forget(fd);
+    }
+}
+
+#[unsafe(no_mangle)]
+pub(super) unsafe extern "C" fn fclose(stream: *mut FILE) -> c_int {
+    forget_stream(stream);
+    // SAFETY: the caller's own arguments.
+    unsafe { real::fclose(stream) }
+}
+
+#[unsafe(no_mangle)]
+pub(super) unsafe extern "C" fn freopen(
+    path: *const c_char,
+    mode: *const c_char,
+    stream: *mut FILE,
+) -> *mut FILE {
+    forget_stream(stream);
+    // SAFETY: the caller's own arguments.
+    unsafe { real::freopen(path, mode, stream) }
+}
+
+/// As `freopen`; what programs compiled for large files call.
+#[unsafe(no_mangle)]
+pub(super) unsafe extern "C" fn freopen64(
+    path: *const c_char,
+    mode: *const c_char,
+    stream: *mut FILE,
+) -> *mut FILE {
+    // SAFETY: the same function on 64-bit Linux.
+    unsafe { freopen(path, mode, stream) }
+}
+
+#[unsafe(no_mangle)]
+pub(super) unsafe extern "C" fn close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int {
+    in_world_or(
+        |current, world| answer_int(Err(world.refuse(current, "close_range"))),
+        || {
+            // With CLOSE_RANGE_CLOEXEC nothing is closed now.
+            if first <= last && (flags & libc::CLOSE_RANGE_CLOEXEC as c_int) == 0 {
+                forget_range(first, last);
+            }
+            // By its number, since not every glibc has the function.
+            // SAFETY: no memory is involved.
+            unsafe {
+                real::syscall(libc::SYS_close_range, [first.into(), last.into(), flags.into(), 0, 0, 0])
+                    as c_int
+            }
+        },
+    )
+}
+
+#[unsafe(no_mangle)]
+pub(super) unsafe extern "C" fn closefrom(first: c_int) {
+    let first = first.max(0);
+    // SAFETY: no memory is involved.
+    if unsafe { close_range(first as c_uint, c_uint::MAX, 0) } == 0 {
+        return;
+    }
+    // A kernel before 5.9. There is no error to return.
+    // SAFETY: no memory is involved; the caller gives up all these descriptors.
+    unsafe {
+        let limit = libc::sysconf(libc::_SC_OPEN_MAX).clamp(0, c_int::MAX.into()) as c_int;
+        for fd in first..limit {
+            let _ = real_os::close(fd);
+        }
+    }
 }
 
 /// `dup2` and `dup3` close what the target was, so whoever waits for it must learn of it first; but not if the call will fail.

@@ -9,7 +9,7 @@ use libc::{iovec, nfds_t, off_t, pollfd, size_t, ssize_t, timespec};
 use std::time::Duration;
 
 /// Linux's `UIO_MAXIOV`.
-const VECTORS_MAX: c_int = 1024;
+pub(super) const VECTORS_MAX: c_int = 1024;
 
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C" fn read(fd: c_int, buffer: *mut c_void, length: size_t) -> ssize_t {

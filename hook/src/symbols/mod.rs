@@ -6,8 +6,10 @@
 
 mod aliases;
 mod descriptors;
+mod disk;
 mod files;
 mod multiplex;
+mod pooled;
 mod pthread;
 mod sockets;
 mod threads;
@@ -26,12 +28,19 @@ macro_rules! list {
 pub(crate) fn hooked() -> impl Iterator<Item = Symbol> {
     let list: [Symbol; _] = list! {
         aliases: __close __connect __dup2 __fcntl __nanosleep __poll __poll_chk __ppoll_chk __read __read_chk __recv_chk
-            __recvfrom_chk __sched_yield __send __write;
-        descriptors: close dup dup2 dup3 fcntl fcntl64 ioctl pipe pipe2;
+            __recvfrom_chk __sched_yield __select __send __wait __waitpid __write;
+        descriptors: close close_range closefrom dup dup2 dup3 fclose fcntl fcntl64 freopen freopen64 ioctl pipe pipe2;
+        disk: __open __open64 __open64_2 __open_2 __openat64_2 __openat_2 __pread64 __pread64_chk __pread_chk __pwrite64
+            creat creat64 flock lockf lockf64 open open64 openat openat64 pread pread64 preadv preadv2 preadv64 preadv64v2
+            pwrite pwrite64 pwritev pwritev2 pwritev64 pwritev64v2 splice tee vmsplice;
         files: fdatasync fsync poll ppoll read readv sendfile sendfile64 write writev;
-        multiplex: epoll_pwait epoll_wait pselect select;
+        multiplex: epoll_pwait epoll_pwait2 epoll_wait pselect select;
         sockets: accept accept4 connect getsockopt recv recvfrom recvmmsg recvmsg send sendmmsg sendmsg sendto setsockopt
             shutdown socket socketpair;
+        pooled: copy_file_range fallocate fallocate64 gethostbyaddr gethostbyaddr_r gethostbyname gethostbyname2
+            gethostbyname2_r gethostbyname_r getnameinfo msgrcv msgsnd msync pclose popen
+            posix_fallocate posix_fallocate64 posix_spawn posix_spawnp semop semtimedop sigtimedwait sigwait sigwaitinfo
+            sync sync_file_range syncfs system;
         pthread: call_once cnd_broadcast cnd_signal cnd_timedwait cnd_wait mtx_lock mtx_timedlock mtx_unlock
             pthread_barrier_wait pthread_clockjoin_np pthread_cond_broadcast pthread_cond_clockwait pthread_cond_signal
             pthread_cond_timedwait pthread_cond_wait pthread_join pthread_mutex_clocklock pthread_mutex_lock
@@ -39,7 +48,7 @@ pub(crate) fn hooked() -> impl Iterator<Item = Symbol> {
             pthread_rwlock_clockwrlock pthread_rwlock_rdlock pthread_rwlock_timedrdlock pthread_rwlock_timedwrlock
             pthread_rwlock_unlock pthread_rwlock_wrlock pthread_spin_lock pthread_timedjoin_np sem_clockwait sem_post
             sem_timedwait sem_wait thrd_join thrd_sleep thrd_yield;
-        threads: getaddrinfo pthread_key_create pthread_key_delete syscall waitpid;
+        threads: getaddrinfo pthread_key_create pthread_key_delete syscall wait wait3 wait4 waitid waitpid;
         time: clock_nanosleep nanosleep sched_yield sleep usleep;
     };
     list.into_iter()

@@ -4,7 +4,7 @@ use super::time;
 use crate::errno::{Errno, answer_int};
 use crate::os::{PollEntry, in_fiber_or};
 use crate::real;
-use core::ffi::{c_int, c_short, c_uint, c_ulong};
+use core::ffi::{c_int, c_long, c_short, c_uint, c_ulong};
 use core::mem::MaybeUninit;
 use libc::{epoll_event, fd_set, sigset_t, timespec, timeval};
 use squall_fiber::Current;
@@ -73,6 +73,37 @@ pub(super) unsafe extern "C" fn epoll_pwait(
         || unsafe { real::epoll_pwait(epoll, events, capacity, timeout_ms, mask) },
     )
 }
+
+#[unsafe(no_mangle)]
+pub(super) unsafe extern "C" fn epoll_pwait2(
+    epoll: c_int,
+    events: *mut epoll_event,
+    capacity: c_int,
+    timeout: *const timespec,
+    mask: *const sigset_t,
+) -> c_int {
+    in_fiber_or!(
+        |current, os| {
+            // SAFETY: the caller passes null or a timespec, and that much room.
+            unsafe {
+                match time::timeout(timeout) {
+                    Ok(timeout) => epoll_in_fiber(current, os, epoll, events, capacity, timeout),
+                    Err(errno) => answer_int(Err(errno)),
+                }
+            }
+        },
+        // By its number, since not every glibc has the function.
+        // SAFETY: the caller's own arguments.
+        || unsafe {
+            let arguments =
+                [epoll as _, events as _, capacity as _, timeout as _, mask as _, SIGNAL_SET_BYTES];
+            real::syscall(libc::SYS_epoll_pwait2, arguments) as c_int
+        },
+    )
+}
+
+/// The kernel's signal set is smaller than glibc's.
+const SIGNAL_SET_BYTES: c_long = 8;
 
 /// What each of select's sets asks for and is answered by, as the kernel's own `POLLIN_SET` and its siblings say.
 const ASKS: [c_short; 3] = [libc::POLLIN, libc::POLLOUT, libc::POLLPRI];

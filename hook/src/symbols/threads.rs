@@ -1,13 +1,13 @@
 //! Futexes, threads, children, and names: what waits without a descriptor.
 
-use crate::errno::{answer_int, answer_long};
+use crate::errno::{answer_int, answer_long, check_int};
 use crate::os::{BufferMut, in_fiber_or};
 use crate::real_os::child;
 use crate::real_os::wait::refuse_if_interrupted;
 use crate::world::{World, in_world_or};
 use crate::{futex, real};
 use core::ffi::{CStr, c_char, c_int, c_long, c_void};
-use libc::{addrinfo, pid_t, pthread_key_t};
+use libc::{addrinfo, id_t, idtype_t, pid_t, pthread_key_t, rusage, siginfo_t};
 use squall_fiber::{Current, run_blocking};
 use std::ffi::CString;
 
@@ -141,10 +141,70 @@ unsafe fn getaddrinfo_in_world(
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C" fn waitpid(pid: pid_t, status: *mut c_int, options: c_int) -> pid_t {
     in_fiber_or!(
-        // SAFETY: the caller's own arguments.
-        |current, _| answer_int(unsafe { child::wait_for(current, pid, status, options) }),
-        // SAFETY: the caller's own arguments.
+        // SAFETY: the caller's own arguments; any thread may wait for the process's children.
+        |current, _| unsafe {
+            let call = |options| check_int(real::waitpid(pid, status, options));
+            answer_int(child::wait_for(current, (pid > 0).then_some(pid), options, call))
+        },
+        // SAFETY: as above.
         || unsafe { real::waitpid(pid, status, options) },
+    )
+}
+
+#[unsafe(no_mangle)]
+pub(super) unsafe extern "C" fn wait(status: *mut c_int) -> pid_t {
+    // SAFETY: what the manual page says wait is.
+    unsafe { waitpid(-1, status, 0) }
+}
+
+#[unsafe(no_mangle)]
+pub(super) unsafe extern "C" fn wait4(
+    pid: pid_t,
+    status: *mut c_int,
+    options: c_int,
+    usage: *mut rusage,
+) -> pid_t {
+    in_fiber_or!(
+        // SAFETY: the caller's own arguments; any thread may wait for the process's children.
+        |current, _| unsafe {
+            let call = |options| check_int(real::wait4(pid, status, options, usage));
+            answer_int(child::wait_for(current, (pid > 0).then_some(pid), options, call))
+        },
+        // SAFETY: as above.
+        || unsafe { real::wait4(pid, status, options, usage) },
+    )
+}
+
+#[unsafe(no_mangle)]
+pub(super) unsafe extern "C" fn wait3(status: *mut c_int, options: c_int, usage: *mut rusage) -> pid_t {
+    // SAFETY: what the manual page says wait3 is.
+    unsafe { wait4(-1, status, options, usage) }
+}
+
+#[unsafe(no_mangle)]
+pub(super) unsafe extern "C" fn waitid(
+    kind: idtype_t,
+    id: id_t,
+    info: *mut siginfo_t,
+    options: c_int,
+) -> c_int {
+    in_fiber_or!(
+        // SAFETY: the caller's own arguments; any thread may wait for the process's children.
+        |current, _| unsafe {
+            // It says by what it fills in whether a child has changed.
+            let call = |options| {
+                let mut found: siginfo_t = core::mem::zeroed();
+                check_int(real::waitid(kind, id, &mut found, options))?;
+                if !info.is_null() {
+                    *info = found;
+                }
+                Ok(found.si_pid())
+            };
+            let pid = (kind == libc::P_PID).then_some(id as pid_t);
+            answer_int(child::wait_for(current, pid, options, call).map(|_| 0))
+        },
+        // SAFETY: as above.
+        || unsafe { real::waitid(kind, id, info, options) },
     )
 }
 

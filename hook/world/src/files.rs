@@ -1,15 +1,13 @@
-//! Files: opening, looking at, reading and writing at an offset.
+//! Files: looking at them, and what can be done with their names and lengths. (Opening, reading and writing pass the hooks of
+//! `squall-hook`.)
 
 use crate::{answer, answer_done, list, real};
-use core::ffi::{CStr, c_char, c_int, c_uint, c_void};
-use libc::{mode_t, off_t, size_t, ssize_t};
+use core::ffi::{CStr, c_char, c_int, c_uint};
+use libc::off_t;
 use squall_fiber::Current;
-use squall_hook::{Buffer, BufferMut, Errno, FileName, FileStatus, Result, World, in_world_or};
+use squall_hook::{Errno, FileName, FileStatus, Result, World, in_world_or};
 
-list! {
-    open open64 openat openat64 creat fstat fstat64 stat stat64 lstat lstat64 statx pread pread64 pwrite pwrite64 lseek lseek64 ftruncate
-    ftruncate64 flock rename unlink
-}
+list! { fstat fstat64 stat stat64 lstat lstat64 statx lseek lseek64 ftruncate ftruncate64 rename unlink }
 
 /// A path as C passes it.
 ///
@@ -21,45 +19,6 @@ pub(crate) unsafe fn path<'a>(path: *const c_char) -> Result<&'a CStr> {
     }
     // SAFETY: by the contract.
     Ok(unsafe { CStr::from_ptr(path) })
-}
-
-/// Variadic in C: the mode, if any, travels in the same register as this one's.
-#[unsafe(no_mangle)]
-unsafe extern "C" fn open(name: *const c_char, flags: c_int, mode: mode_t) -> c_int {
-    in_world_or(
-        |current, world| {
-            // SAFETY: the caller passes a C string.
-            let name = unsafe { path(name) };
-            answer(name.and_then(|name| world.open(current, name, flags, mode))) as c_int
-        },
-        // SAFETY: the caller's own arguments.
-        || unsafe { real::open(name, flags, mode) },
-    )
-}
-
-#[unsafe(no_mangle)]
-unsafe extern "C" fn openat(directory: c_int, name: *const c_char, flags: c_int, mode: mode_t) -> c_int {
-    in_world_or(
-        |current, world| {
-            // SAFETY: the caller passes a C string.
-            let name = match unsafe { path(name) } {
-                Ok(name) => name,
-                Err(errno) => return answer_done(Err(errno)),
-            };
-            if directory != libc::AT_FDCWD && !name.to_bytes().starts_with(b"/") {
-                return answer_done(Err(world.refuse(current, "openat below a directory")));
-            }
-            answer(world.open(current, name, flags, mode)) as c_int
-        },
-        // SAFETY: the caller's own arguments.
-        || unsafe { real::openat(directory, name, flags, mode) },
-    )
-}
-
-#[unsafe(no_mangle)]
-unsafe extern "C" fn creat(name: *const c_char, mode: mode_t) -> c_int {
-    // SAFETY: what the manual page says creat is.
-    unsafe { open(name, libc::O_CREAT | libc::O_WRONLY | libc::O_TRUNC, mode) }
 }
 
 fn to_stat(status: FileStatus) -> libc::stat {
@@ -172,38 +131,6 @@ unsafe extern "C" fn statx(
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn pread(fd: c_int, buffer: *mut c_void, length: size_t, offset: off_t) -> ssize_t {
-    in_world_or(
-        |current, world| {
-            let Ok(offset) = u64::try_from(offset) else {
-                return answer::<i64>(Err(Errno::INVAL)) as ssize_t;
-            };
-            // SAFETY: the caller passes a buffer of that length.
-            let buffer = unsafe { BufferMut::new(buffer, length) };
-            answer(world.read_at(current, fd, &mut [buffer], offset)) as ssize_t
-        },
-        // SAFETY: the caller's own arguments.
-        || unsafe { real::pread(fd, buffer, length, offset) },
-    )
-}
-
-#[unsafe(no_mangle)]
-unsafe extern "C" fn pwrite(fd: c_int, buffer: *const c_void, length: size_t, offset: off_t) -> ssize_t {
-    in_world_or(
-        |current, world| {
-            let Ok(offset) = u64::try_from(offset) else {
-                return answer::<i64>(Err(Errno::INVAL)) as ssize_t;
-            };
-            // SAFETY: the caller passes a buffer of that length.
-            let buffer = unsafe { Buffer::new(buffer, length) };
-            answer(world.write_at(current, fd, &[buffer], offset)) as ssize_t
-        },
-        // SAFETY: the caller's own arguments.
-        || unsafe { real::pwrite(fd, buffer, length, offset) },
-    )
-}
-
-#[unsafe(no_mangle)]
 unsafe extern "C" fn lseek(fd: c_int, offset: off_t, whence: c_int) -> off_t {
     in_world_or(
         |current, world| answer(world.seek(current, fd, offset, whence)),
@@ -221,15 +148,6 @@ unsafe extern "C" fn ftruncate(fd: c_int, length: off_t) -> c_int {
         },
         // SAFETY: no memory is involved.
         || unsafe { real::ftruncate(fd, length) },
-    )
-}
-
-#[unsafe(no_mangle)]
-unsafe extern "C" fn flock(fd: c_int, operation: c_int) -> c_int {
-    in_world_or(
-        |current, world| answer_done(world.lock_file(current, fd, operation)),
-        // SAFETY: no memory is involved.
-        || unsafe { real::flock(fd, operation) },
     )
 }
 
@@ -273,13 +191,9 @@ macro_rules! large_file_names {
 }
 
 large_file_names! {
-    open64 = open(name: *const c_char, flags: c_int, mode: mode_t) -> c_int;
-    openat64 = openat(directory: c_int, name: *const c_char, flags: c_int, mode: mode_t) -> c_int;
     fstat64 = fstat(fd: c_int, result: *mut libc::stat) -> c_int;
     stat64 = stat(name: *const c_char, result: *mut libc::stat) -> c_int;
     lstat64 = lstat(name: *const c_char, result: *mut libc::stat) -> c_int;
-    pread64 = pread(fd: c_int, buffer: *mut c_void, length: size_t, offset: off_t) -> ssize_t;
-    pwrite64 = pwrite(fd: c_int, buffer: *const c_void, length: size_t, offset: off_t) -> ssize_t;
     lseek64 = lseek(fd: c_int, offset: off_t, whence: c_int) -> off_t;
     ftruncate64 = ftruncate(fd: c_int, length: off_t) -> c_int;
 }

@@ -51,17 +51,12 @@ real_functions! {
     fn listen(fd: c_int, backlog: c_int) -> c_int;
     fn getsockname(fd: c_int, address: *mut sockaddr, length: *mut socklen_t) -> c_int;
     fn getpeername(fd: c_int, address: *mut sockaddr, length: *mut socklen_t) -> c_int;
-    fn open(path: *const c_char, flags: c_int, mode: mode_t) -> c_int;
-    fn openat(directory: c_int, path: *const c_char, flags: c_int, mode: mode_t) -> c_int;
     fn fstat(fd: c_int, status: *mut libc::stat) -> c_int;
     fn stat(path: *const c_char, status: *mut libc::stat) -> c_int;
     fn lstat(path: *const c_char, status: *mut libc::stat) -> c_int;
     fn statx(directory: c_int, path: *const c_char, flags: c_int, mask: c_uint, status: *mut libc::statx) -> c_int;
-    fn pread(fd: c_int, buffer: *mut c_void, length: size_t, offset: off_t) -> ssize_t;
-    fn pwrite(fd: c_int, buffer: *const c_void, length: size_t, offset: off_t) -> ssize_t;
     fn lseek(fd: c_int, offset: off_t, whence: c_int) -> off_t;
     fn ftruncate(fd: c_int, length: off_t) -> c_int;
-    fn flock(fd: c_int, operation: c_int) -> c_int;
     fn rename(from: *const c_char, to: *const c_char) -> c_int;
     fn unlink(path: *const c_char) -> c_int;
     fn rmdir(path: *const c_char) -> c_int;
