@@ -175,13 +175,14 @@ pub(crate) unsafe fn futex(fiber: Option<(Current<'_>, &dyn Os)>, arguments: [c_
                 // Another process may be the one that wakes: only the kernel knows of it.
                 return squall_fiber::run_blocking(|| kernel(arguments));
             }
-            if address == 0 || (address & 3) != 0 {
+            // SAFETY: the caller passes null or a timespec.
+            let timeout = unsafe { (timeout as *const libc::timespec).as_ref() };
+            if address == 0 || (address & 3) != 0 || timeout.is_some_and(|timeout| !is_possible(timeout)) {
+                // It refuses them.
                 return kernel(arguments);
             }
             // SAFETY: the caller passes a futex word, aligned as just checked.
             let word = unsafe { AtomicU32::from_ptr(address as *mut u32) };
-            // SAFETY: the caller passes null or a timespec.
-            let timeout = unsafe { (timeout as *const libc::timespec).as_ref() };
             let (deadline, bits) = if command == libc::FUTEX_WAIT {
                 (timeout.map(|relative| Instant::now().checked_add(duration(relative))), ANY_BIT)
             } else {
@@ -196,11 +197,12 @@ pub(crate) unsafe fn futex(fiber: Option<(Current<'_>, &dyn Os)>, arguments: [c_
             wait(current, word, value as u32, deadline, bits)
         }
         libc::FUTEX_WAKE | libc::FUTEX_WAKE_BITSET => {
-            let wanted = (value as c_int).max(0) as usize;
+            // The kernel counts before it compares.
+            let wanted = (value as c_int).max(1) as usize;
             let bits = if command == libc::FUTEX_WAKE { ANY_BIT } else { bits as u32 };
             let woken = if is_private { wake_fibers(address as usize, wanted, bits) } else { 0 };
             let are_all_fibers = fiber.is_some_and(|(_, os)| os.world().is_some());
-            if (woken == wanted && wanted > 0) || are_all_fibers {
+            if woken == wanted || are_all_fibers {
                 return Ok(woken);
             }
             let mut rest = arguments;
@@ -208,15 +210,29 @@ pub(crate) unsafe fn futex(fiber: Option<(Current<'_>, &dyn Os)>, arguments: [c_
             kernel(rest).map(|threads| woken + threads)
         }
         libc::FUTEX_REQUEUE | libc::FUTEX_CMP_REQUEUE => {
+            if !is_private || address == 0 || (address & 3) != 0 {
+                return kernel(arguments);
+            }
+            // SAFETY: the caller passes a futex word, aligned as just checked.
+            let word = unsafe { AtomicU32::from_ptr(address as *mut u32) };
+            if command == libc::FUTEX_CMP_REQUEUE && word.load(Ordering::SeqCst) != bits as u32 {
+                return Err(Errno::AGAIN);
+            }
             // Fibers are woken instead of moved: a futex wait may always end early, and they will wait on the other word by
             // themselves.
-            if is_private {
-                wake_fibers(address as usize, usize::MAX, ANY_BIT);
-            }
-            kernel(arguments)
+            let (to_wake, to_move) = ((value as c_int).max(0) as usize, (timeout as c_int).max(0) as usize);
+            let woken = wake_fibers(address as usize, to_wake, ANY_BIT);
+            let moved = wake_fibers(address as usize, to_move, ANY_BIT);
+            let mut rest = arguments;
+            (rest[2], rest[3]) = ((to_wake - woken) as c_long, (to_move - moved) as c_long);
+            kernel(rest).map(|threads| woken + moved + threads)
         }
         _ => kernel(arguments),
     }
+}
+
+fn is_possible(time: &libc::timespec) -> bool {
+    time.tv_sec >= 0 && (0..1_000_000_000).contains(&time.tv_nsec)
 }
 
 fn duration(time: &libc::timespec) -> Duration {

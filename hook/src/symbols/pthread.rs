@@ -240,6 +240,8 @@ pub(super) unsafe extern "C" fn pthread_join(thread: pthread_t, value: *mut *mut
         |_, _| unsafe {
             // Not with one of the pool's few threads, if the other has ended.
             match real::pthread_tryjoin_np(thread, value) {
+                // The thread that would join it on the fiber's behalf is another, and would wait for ever.
+                libc::EBUSY if thread == libc::pthread_self() => libc::EDEADLK,
                 libc::EBUSY => {
                     objects::on_pool((thread, value), |(thread, value)| real::pthread_join(thread, value))
                 }
