@@ -26,5 +26,6 @@ mod sending;
 mod settings;
 mod sleep;
 mod tcp;
+mod threads;
 mod udp;
 mod unix;
