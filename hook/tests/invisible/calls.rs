@@ -1,5 +1,8 @@
 //! libc's calls with slices instead of pointers and lengths, so that the cases read as what they do. What these return is what libc
 //! returned. Pointers that are wrong on purpose are passed by the cases themselves.
+//!
+//! All descriptors close on exec: the child of another case, started at the same time, would keep a pipe or a connection open that a
+//! case waits for the end of.
 
 use std::mem::zeroed;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -168,7 +171,11 @@ pub fn fionread(fd: RawFd) -> i32 {
 
 pub fn duplicate(fd: RawFd) -> OwnedFd {
     // SAFETY: no memory is involved.
-    owned(unsafe { libc::dup(fd) })
+    unsafe {
+        let copy = owned(libc::dup(fd));
+        libc::fcntl(copy.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC);
+        copy
+    }
 }
 
 pub fn shutdown(fd: RawFd, how: i32) -> i32 {
@@ -183,12 +190,13 @@ pub fn close(fd: RawFd) -> i32 {
 
 pub fn socket(domain: i32, kind: i32) -> OwnedFd {
     // SAFETY: no memory is involved.
-    owned(unsafe { libc::socket(domain, kind, 0) })
+    owned(unsafe { libc::socket(domain, kind | libc::SOCK_CLOEXEC, 0) })
 }
 
 /// Two connected Unix sockets of a type (with flags).
 pub fn socketpair(kind: i32) -> (OwnedFd, OwnedFd) {
     let mut pair = [0; 2];
+    let kind = kind | libc::SOCK_CLOEXEC;
     // SAFETY: fills the pair.
     assert_eq!(unsafe { libc::socketpair(libc::AF_UNIX, kind, 0, pair.as_mut_ptr()) }, 0);
     (owned(pair[0]), owned(pair[1]))
@@ -198,7 +206,7 @@ pub fn socketpair(kind: i32) -> (OwnedFd, OwnedFd) {
 pub fn pipe(flags: i32) -> (OwnedFd, OwnedFd) {
     let mut pair = [0; 2];
     // SAFETY: fills the pair.
-    assert_eq!(unsafe { libc::pipe2(pair.as_mut_ptr(), flags) }, 0);
+    assert_eq!(unsafe { libc::pipe2(pair.as_mut_ptr(), flags | libc::O_CLOEXEC) }, 0);
     (owned(pair[0]), owned(pair[1]))
 }
 

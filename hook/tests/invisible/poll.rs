@@ -223,6 +223,8 @@ fn pollout_waits_until_there_is_room() {
         // TCP goes on moving what it holds to its peer, and has room again for a while.
         for (name, kind) in [("stream", libc::SOCK_STREAM), ("packets", libc::SOCK_SEQPACKET)] {
             let (ours, theirs) = socketpair(kind);
+            // Kept open to the end, or its close would show as well.
+            let peer = theirs.as_raw_fd();
             let held = fill(ours.as_raw_fd());
             let mut entries = [entry(ours.as_raw_fd(), libc::POLLOUT)];
             look(notes, name, &mut entries, 20);
@@ -233,7 +235,7 @@ fn pollout_waits_until_there_is_room() {
                 order.note("makes room");
                 let mut left = held as isize;
                 while left > 0 {
-                    left -= read(theirs.as_raw_fd(), &mut [0; 65536]);
+                    left -= read(peer, &mut [0; 65536]);
                 }
             });
             let count = poll(&mut entries, -1);

@@ -38,7 +38,7 @@ fn a_child_is_waited_for() {
 #[test]
 fn a_child_that_is_killed_says_by_what() {
     differ(true, |notes| {
-        let pid = child("sleep 100");
+        let pid = child("exec sleep 100");
         let killer = companion(move || {
             thread::sleep(pause());
             // SAFETY: the child was not waited for, so the number is still its own.
@@ -52,7 +52,7 @@ fn a_child_that_is_killed_says_by_what() {
 #[test]
 fn a_child_that_stops_and_goes_on_is_told_of_on_demand() {
     differ(true, |notes| {
-        let pid = child("sleep 100");
+        let pid = child("exec sleep 100");
         for (signal, option) in [(libc::SIGSTOP, libc::WUNTRACED), (libc::SIGCONT, libc::WCONTINUED)] {
             let signaller = companion(move || {
                 thread::sleep(pause());
