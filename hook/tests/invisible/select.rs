@@ -65,11 +65,12 @@ fn each_set_is_answered_for_itself() {
         let (ours, theirs) = tcp_pair();
         let (listener, _) = listener(5);
         let fds = [ours.as_raw_fd(), theirs.as_raw_fd(), listener.as_raw_fd()];
+        // Open to the end: its descriptor is in the sets.
+        let peer = theirs.as_raw_fd();
         let sender = companion(move || {
             thread::sleep(pause());
-            send(theirs.as_raw_fd(), b"x");
-            send_with(theirs.as_raw_fd(), b"!", libc::MSG_OOB);
-            thread::sleep(pause() * 2);
+            send(peer, b"x");
+            send_with(peer, b"!", libc::MSG_OOB);
         });
         for ask_write in [false, true] {
             let mut sets = [set(&fds), set(if ask_write { &fds[..2] } else { &[] }), set(&fds)];
