@@ -1,6 +1,6 @@
 # Everything in release, programs in bin/. Nothing but Rust and a C linker is needed.
 PROGRAMS = kvserver kvctl test_hook test_iomanager test_scheduler simple_stress_test \
-	runtime_bench bench_squall bench_threads bench_epoll bench_load
+	runtime_bench bench_squall bench_threads bench_epoll bench_load squall-doctor
 
 .PHONY: all run test compat differential million connections models bench perf clean
 

@@ -64,6 +64,7 @@
 //!
 //! # What to know
 //! - Private thread-locals need x86_64 or aarch64 Linux with glibc; [`features`] says whether they are in use.
+//! - [`doctor`] says, function by function, whether the hooks are live in this process; so does `SQUALL_DOCTOR=1` in the environment.
 //! - A fiber that computes without ever waiting keeps its worker: [`yield_now`] now and then.
 //! - Calls that libc makes inside itself (stdio on `FILE *`, for one) are not hooked.
 
@@ -75,7 +76,7 @@ pub use squall_fiber::{
     block_on, current, dump, dump_on_signal, fiber_local, fibers, is_cancelled, metrics, park, park_timeout,
     scope, set_watchdog, shield, sleep, spawn, spawn_local, sync, with_deadline, yield_now,
 };
-pub use squall_hook::{Os, OsExtension, set_workers};
+pub use squall_hook::{DoctorReport, Finding, HookedSymbol, Level, Os, OsExtension, doctor, set_workers};
 pub use squall_iomanager::{Event, IoManager};
 
 /// Which mechanisms are in use on this machine.

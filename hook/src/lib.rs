@@ -26,6 +26,7 @@
 //! assert_eq!(&server.join().unwrap(), b"hello");
 //! ```
 
+mod doctor;
 mod errno;
 mod futex;
 mod objects;
@@ -35,6 +36,7 @@ mod real_os;
 mod symbols;
 mod world;
 
+pub use doctor::{DoctorReport, Finding, HookedSymbol, Level, doctor, examine};
 pub use errno::{Errno, Result};
 pub use os::{AddressMut, Buffer, BufferMut, Os, OsExtension, PollEntry};
 pub use real_os::RealOs;
@@ -56,6 +58,7 @@ static CONSTRUCTOR: extern "C" fn() = {
         real_os::accept::watch_forks();
         objects::find_attributes();
         squall_fiber::set_default_scheduler(default_scheduler);
+        doctor::report_if_asked();
     }
     construct
 };
