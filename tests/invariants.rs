@@ -234,7 +234,10 @@ fn unsafe_is_written_in_the_runtime_only() {
             path.file_name().is_some_and(|name| name == "main.rs")
                 || path.parent().is_some_and(|folder| folder.ends_with("bin"))
         });
-        for path in binaries.map(|(path, _)| path).chain([&library]) {
+        let roots: Vec<_> =
+            binaries.map(|(path, _)| path).chain(library.is_file().then_some(&library)).collect();
+        assert!(!roots.is_empty(), "{member} has neither a library nor a program");
+        for path in roots {
             assert!(
                 read(path).contains("\n#![forbid(unsafe_code)]\n"),
                 "{} does not forbid it",
