@@ -10,6 +10,7 @@
 
 use crate::arch::{self, Saved};
 use core::fmt;
+use core::mem::offset_of;
 use core::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering, fence};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -39,6 +40,11 @@ pub(crate) struct Trace {
 }
 
 impl Trace {
+    pub(crate) const STANDS_OFFSET: usize = offset_of!(Trace, stands);
+    pub(crate) const RUNS_OFFSET: usize = offset_of!(Trace, runs);
+    pub(crate) const STACK_TOP_OFFSET: usize = offset_of!(Trace, stack_top);
+    pub(crate) const SINCE_OFFSET: usize = offset_of!(Trace, since_ms);
+
     /// Called by the worker that gives the fiber its stack.
     pub(crate) fn prepared(&self, stack_top: usize, stands: *mut Saved) {
         self.stack_top.store(stack_top, Ordering::Relaxed);

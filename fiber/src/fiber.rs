@@ -106,15 +106,37 @@ pub enum WaitKind {
 }
 
 impl WaitKind {
-    fn from_u8(value: u8) -> Self {
+    pub(crate) const ALL: [Self; 18] = {
         use WaitKind::*;
         [
             None, Sleep, Park, Join, Readable, Writable, Poll, Futex, Blocking, Lock, Condvar, Semaphore,
             Barrier, WaitGroup, Once, Send, Receive, Select,
         ]
-        .into_iter()
-        .find(|kind| *kind as u8 == value)
-        .unwrap_or(None)
+    };
+    /// By their numbers, for a debugger.
+    pub(crate) const NAMES: [&'static str; 18] = [
+        "runs",
+        "sleeps",
+        "parked",
+        "join",
+        "read",
+        "write",
+        "poll",
+        "futex",
+        "blocking-pool",
+        "lock",
+        "condvar",
+        "semaphore",
+        "barrier",
+        "wait-group",
+        "once",
+        "send",
+        "receive",
+        "select",
+    ];
+
+    fn from_u8(value: u8) -> Self {
+        Self::ALL.get(usize::from(value)).copied().unwrap_or(Self::None)
     }
 }
 
@@ -205,6 +227,9 @@ pub(crate) struct NewFiber {
 }
 
 impl Inner {
+    pub(crate) const WAIT_KIND_OFFSET: usize = core::mem::offset_of!(Inner, wait_kind);
+    pub(crate) const WAIT_DETAIL_OFFSET: usize = core::mem::offset_of!(Inner, wait_detail);
+
     /// Its count is for the register and for whoever asked for it.
     pub(crate) fn new(scheduler: &Shared, new: NewFiber) -> Self {
         Self {

@@ -28,6 +28,7 @@ mod barrier;
 mod blocking;
 mod completion;
 mod context;
+mod debugger;
 mod driver;
 mod dump;
 mod fiber;

@@ -13,14 +13,12 @@
 //! without one only the outside, which must get past `Outside::is_closed`, can make another.
 
 use crate::barrier;
+use crate::debugger::{CHUNK, Chunk};
 use crate::fiber::Inner;
 use crate::lock::Lock;
 use crate::reference::FiberRef;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
-
-/// Slots that are allocated, and that move between a worker and the shared ones, at a time.
-const CHUNK: usize = 512;
 
 /// Where a live fiber's address is; null while the slot is free. Slots live as long as the register.
 pub(crate) type Slot = NonNull<AtomicPtr<Inner>>;
@@ -50,7 +48,7 @@ struct Outside {
     holds: u64,
     is_closed: bool,
     free: Vec<Slot>,
-    chunks: Vec<Box<[AtomicPtr<Inner>; CHUNK]>>,
+    chunks: Vec<Box<Chunk>>,
 }
 
 // SAFETY: slots are shared memory, and the vector is behind a lock.
@@ -207,7 +205,7 @@ impl Register {
         let mut all = Vec::with_capacity(self.count(&outside) as usize);
         self.listers.store(1, Ordering::SeqCst);
         barrier::heavy();
-        for slot in outside.chunks.iter().flat_map(|chunk| chunk.iter()) {
+        for slot in outside.chunks.iter().flat_map(|chunk| &chunk.slots) {
             let fiber = slot.load(Ordering::Acquire);
             if !fiber.is_null() {
                 // SAFETY: found after the barrier: the register's reference is not given up before `listers` is 0.
@@ -224,9 +222,9 @@ impl Outside {
         if !self.free.is_empty() {
             return;
         }
-        let chunk = Box::new([const { AtomicPtr::new(ptr::null_mut()) }; CHUNK]);
+        let chunk = Chunk::new();
         // Addresses stay what they are when the box moves into the vector.
-        self.free.extend(chunk.iter().map(NonNull::from));
+        self.free.extend(chunk.slots.iter().map(NonNull::from));
         self.chunks.push(chunk);
     }
 }

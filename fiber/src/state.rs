@@ -79,6 +79,8 @@ pub(crate) struct State {
 }
 
 impl State {
+    pub(crate) const WORD_OFFSET: usize = core::mem::offset_of!(State, word);
+
     pub(crate) fn new() -> Self {
         Self { word: AtomicU64::new(1 << GENERATION_SHIFT), cancelled: AtomicBool::new(false) }
     }

@@ -11,6 +11,7 @@
 use crate::backtrace::Standpoint;
 use core::arch::{asm, global_asm};
 use core::ffi::c_void;
+use core::mem::offset_of;
 
 /// Whether this machine lets user space move its thread pointer: always, by the architecture.
 pub(crate) fn can_set_thread_pointer() -> bool {
@@ -59,6 +60,12 @@ pub(crate) struct Saved {
     x29: usize,
     resume_at: usize,
     unused: usize,
+}
+
+impl Saved {
+    pub(crate) const PC_OFFSET: usize = offset_of!(Saved, resume_at);
+    pub(crate) const FP_OFFSET: usize = offset_of!(Saved, x29);
+    pub(crate) const REGISTER_OFFSET: usize = offset_of!(Saved, x19);
 }
 
 // Where a new fiber begins; see x86_64.rs for why it is written by hand.

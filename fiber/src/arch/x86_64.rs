@@ -12,6 +12,7 @@
 use crate::backtrace::Standpoint;
 use core::arch::{asm, global_asm};
 use core::ffi::c_void;
+use core::mem::offset_of;
 
 /// Bit in `AT_HWCAP2`: the kernel lets user space execute `wrfsbase`.
 const HWCAP2_FSGSBASE: u64 = 1 << 1;
@@ -53,6 +54,12 @@ pub(crate) struct Saved {
     resume_at: usize,
     rbx: usize,
     rbp: usize,
+}
+
+impl Saved {
+    pub(crate) const PC_OFFSET: usize = offset_of!(Saved, resume_at);
+    pub(crate) const FP_OFFSET: usize = offset_of!(Saved, rbp);
+    pub(crate) const REGISTER_OFFSET: usize = offset_of!(Saved, rbx);
 }
 
 // Where a new fiber begins. It ends the chain of frame pointers with a 0 and tells unwinders by its CFI that nobody called it: the worker
