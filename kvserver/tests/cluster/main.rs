@@ -12,6 +12,7 @@ mod basics;
 mod clerk_exactly_once;
 mod expiry;
 mod failover;
+mod fibers;
 mod no_quorum;
 mod pause;
 mod restart;
