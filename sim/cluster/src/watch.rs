@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// How often states are compared: every so many entries.
-const STATE_INTERVAL: Index = 50;
+const STATE_INTERVAL: Index = 200;
 
 /// Compares the members of one group. Nothing is ever taken back: once a property is broken, [`Watch::violations`] says so.
 #[derive(Debug, Default)]

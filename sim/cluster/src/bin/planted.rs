@@ -7,6 +7,7 @@ use anyhow::{Context, ensure};
 use clap::Parser;
 use squall_raft::planted::{Mistake, VARIABLE};
 use std::io::{BufRead, BufReader};
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -103,11 +104,13 @@ fn find(mistake: Mistake, seeds: u64) -> anyhow::Result<Option<Found>> {
             }
             next += 1;
         }
-        child.wait()?;
-        if next <= last {
-            return Ok(found(next, "the process ended"));
+        let status = child.wait()?;
+        first = next;
+        // Somebody outside ended it: that says nothing of the mistake.
+        let was_stopped = status.signal().is_some_and(|signal| [2, 9, 15].contains(&signal));
+        if next <= last && !was_stopped {
+            return Ok(found(next, &format!("the process ended: {status}")));
         }
-        first = last + 1;
     }
     Ok(None)
 }
