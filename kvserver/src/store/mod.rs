@@ -75,8 +75,27 @@ struct Slot {
     record: Arc<Record>,
 }
 
+/// Some records next to each other, to be shared with views. An empty one costs neither memory nor, in a view, a counted reference: most
+/// are empty in a small store.
+///
 /// Invariant: sorted by position, then key; no key twice.
-type Bucket = Vec<Slot>;
+#[derive(Clone, Debug, Default)]
+struct Bucket(Option<Arc<Vec<Slot>>>);
+
+impl Bucket {
+    /// For a change: copies the pointers if a view has them, too.
+    fn make_mut(&mut self) -> &mut Vec<Slot> {
+        Arc::make_mut(self.0.get_or_insert_default())
+    }
+}
+
+impl std::ops::Deref for Bucket {
+    type Target = [Slot];
+
+    fn deref(&self) -> &[Slot] {
+        self.0.as_ref().map_or(&[], |slots| slots.as_slice())
+    }
+}
 
 /// One page of a scan.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,7 +109,7 @@ pub struct ScanPage {
 /// Keys, values and expiry times.
 #[derive(Debug)]
 pub struct Store {
-    buckets: Vec<Arc<Bucket>>,
+    buckets: Vec<Bucket>,
     hash_key: u128,
     len: usize,
     /// Invariant: the sum of [`Record::bytes`] over all records.
@@ -104,7 +123,7 @@ pub struct Store {
 /// second.
 #[derive(Debug, Default)]
 struct Cleared {
-    buckets: Vec<Arc<Bucket>>,
+    buckets: Vec<Bucket>,
     expiries: Vec<BTreeSet<(u64, Arc<[u8]>)>>,
 }
 
@@ -113,7 +132,7 @@ impl Store {
     /// it.
     pub fn new(hash_key: u128) -> Self {
         Self {
-            buckets: empty_buckets(),
+            buckets: vec![Bucket::default(); BUCKETS],
             hash_key,
             len: 0,
             bytes: 0,
@@ -195,7 +214,7 @@ impl Store {
     /// Removes the record of `key`, whether visible or not, and returns it.
     pub fn remove(&mut self, key: &[u8]) -> Option<Arc<Record>> {
         let (bucket, index) = self.find(hash::position(self.hash_key, key), key);
-        let record = Arc::make_mut(&mut self.buckets[bucket]).remove(index.ok()?).record;
+        let record = self.buckets[bucket].make_mut().remove(index.ok()?).record;
         self.len -= 1;
         self.bytes -= record.bytes();
         if let Some(expires_at_ms) = record.expires_at_ms {
@@ -318,14 +337,14 @@ impl Store {
 
     fn record_mut(&mut self, key: &[u8]) -> Option<&mut Record> {
         let (bucket, index) = self.find(hash::position(self.hash_key, key), key);
-        Some(Arc::make_mut(&mut Arc::make_mut(&mut self.buckets[bucket])[index.ok()?].record))
+        Some(Arc::make_mut(&mut self.buckets[bucket].make_mut()[index.ok()?].record))
     }
 
     /// Puts a record in place, and returns whether its key is new.
     fn insert(&mut self, key: &[u8], value: Bytes, expires_at_ms: Option<u64>) -> bool {
         let position = hash::position(self.hash_key, key);
         let (bucket, index) = self.find(position, key);
-        let bucket = Arc::make_mut(&mut self.buckets[bucket]);
+        let bucket = self.buckets[bucket].make_mut();
         let (index, is_new) = match index {
             Ok(index) => {
                 let record = Arc::make_mut(&mut bucket[index].record);
@@ -356,7 +375,7 @@ impl Store {
 /// All records of a store as they were at one moment. See [`Store::view`].
 #[derive(Clone, Debug)]
 pub struct StoreView {
-    buckets: Vec<Arc<Bucket>>,
+    buckets: Vec<Bucket>,
     len: usize,
 }
 
@@ -372,7 +391,7 @@ impl StoreView {
     }
 
     /// The buckets in order, each to be dropped when done with: freeing all at the end would take a while.
-    fn into_buckets(self) -> impl Iterator<Item = Arc<Bucket>> {
+    fn into_buckets(self) -> impl Iterator<Item = Bucket> {
         self.buckets.into_iter()
     }
 
@@ -384,12 +403,6 @@ impl StoreView {
 
 fn bucket_of(position: u64) -> usize {
     (position >> (hash::POSITION_BITS - BUCKET_BITS)) as usize
-}
-
-/// All buckets share one empty vector until they are first written to.
-fn empty_buckets() -> Vec<Arc<Bucket>> {
-    let empty = Arc::new(Bucket::new());
-    std::iter::repeat_n(empty, BUCKETS).collect()
 }
 
 #[cfg(test)]
