@@ -130,6 +130,9 @@ impl Group {
         let Storage { mut log, recovered, snapshots } = storage;
         let Restart { hard_state, snapshot, entries, log_snapshot } =
             recovery::restart(&mut *log, recovered, &snapshots, &mut machine)?;
+        if let Some(observer) = &config.observer {
+            observer.writes(config.raft.id, Some(snapshot), &entries);
+        }
         let core = Raft::new(config.raft.clone(), hard_state, snapshot, entries)?;
         let seed = getrandom::u64().map_err(RaftError::Random)?;
 

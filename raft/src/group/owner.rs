@@ -226,6 +226,12 @@ impl<M: StateMachine> Owner<M> {
             read_states,
             soft_state,
         } = ready;
+        if let Some(observer) = &self.config.observer {
+            if snapshot.is_some() || !entries.is_empty() {
+                observer.writes(self.core.id(), snapshot, &entries);
+            }
+            observer.commits(self.core.id(), self.core.committed());
+        }
         // The peers' disks work while ours does.
         self.send(messages)?;
         if seq != 0 {

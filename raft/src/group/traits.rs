@@ -113,6 +113,13 @@ pub trait Observer: std::fmt::Debug + Send + Sync {
     /// A member has another part, leader or term.
     fn part(&self, node: NodeId, state: SoftState);
 
+    /// A member is about to write to its log: the first entry and all behind it replace what stood there; with a snapshot, which may
+    /// overlap them, they are the whole log. Also as it starts, with the log that it found.
+    fn writes(&self, node: NodeId, snapshot: Option<SnapshotMeta>, entries: &[Entry]);
+
+    /// A member takes the entries up to `index` for committed.
+    fn commits(&self, node: NodeId, index: Index);
+
     /// A member is about to apply an entry.
     fn applies(&self, node: NodeId, entry: &Entry);
 

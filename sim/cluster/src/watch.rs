@@ -17,6 +17,8 @@ pub struct Watch(Mutex<Seen>);
 #[derive(Debug, Default)]
 struct Seen {
     leaders: BTreeMap<Term, NodeId>,
+    /// What any log has ever had at an index in a term, and the term of the entry before, where that was seen.
+    written: BTreeMap<(Index, Term), (Bytes, Option<Term>)>,
     /// What was applied at each index, by whoever did so first.
     log: BTreeMap<Index, (Term, Bytes)>,
     /// The state at some indices.
@@ -25,9 +27,12 @@ struct Seen {
     violations: Vec<String>,
 }
 
-#[derive(Debug, Default, Clone, Copy)]
+#[derive(Debug, Default)]
 struct Member {
     part: Option<SoftState>,
+    /// The terms of the entries in its log, as far as it has told; the first key may be its snapshot's.
+    log: BTreeMap<Index, Term>,
+    committed: Index,
     applied: Option<Index>,
 }
 
@@ -62,8 +67,65 @@ impl Watch {
     }
 }
 
+impl Seen {
+    /// The entries that were applied anywhere, are of earlier terms, and should be in a node's log, but are not.
+    fn missing_in(&self, node: NodeId, term: Term) -> Vec<Index> {
+        let Some(log) = self.members.get(&node).map(|member| &member.log) else { return Vec::new() };
+        let Some((first, _)) = log.first_key_value() else { return Vec::new() };
+        let applied = self.log.range(first..).filter(|(_, (of, _))| *of < term);
+        applied.filter(|(index, (of, _))| log.get(index) != Some(of)).map(|(index, _)| *index).collect()
+    }
+}
+
 impl Observer for Watch {
-    /// Election safety: at most one leader in a term. And terms do not go back.
+    /// Log matching: where two logs have an entry of the same term at an index, it is the same entry, and the one before is of the same
+    /// term; so by induction everything before is the same.
+    fn writes(&self, node: NodeId, snapshot: Option<SnapshotMeta>, entries: &[Entry]) {
+        let seen = &mut *self.seen();
+        let member = seen.members.entry(node).or_default();
+        if let Some(snapshot) = snapshot {
+            member.log = BTreeMap::from([(snapshot.index, snapshot.term)]);
+        }
+        if let Some(first) = entries.first() {
+            member.log.split_off(&first.index);
+            if first.index <= member.committed {
+                seen.violations.push(format!(
+                    "node {node} replaces entry {} though it took {} for committed",
+                    first.index, member.committed
+                ));
+            }
+        }
+        for entry in entries {
+            let before = member.log.get(&(entry.index - 1)).copied();
+            member.log.insert(entry.index, entry.term);
+            let key = (entry.index, entry.term);
+            let known = seen.written.entry(key).or_insert_with(|| (entry.data.clone(), before));
+            known.1 = known.1.or(before);
+            if known.0 != entry.data || before.is_some_and(|before| known.1 != Some(before)) {
+                let text = format!("node {node} has another entry {} of term {}", entry.index, entry.term);
+                seen.violations.push(format!("{text} than somebody else, or another one before it"));
+            }
+        }
+    }
+
+    /// A commit index does not go back, and is not beyond the log.
+    fn commits(&self, node: NodeId, index: Index) {
+        let seen = &mut *self.seen();
+        let member = seen.members.entry(node).or_default();
+        let last = member.log.last_key_value().map_or(0, |(last, _)| *last);
+        if index < member.committed {
+            seen.violations
+                .push(format!("node {node} went back from commit {} to {index}", member.committed));
+        }
+        if index > last {
+            seen.violations
+                .push(format!("node {node} takes {index} for committed, but its log ends at {last}"));
+        }
+        member.committed = index;
+    }
+
+    /// Election safety: at most one leader in a term. Leader completeness: its log has everything that was applied in earlier terms. And
+    /// terms do not go back.
     fn part(&self, node: NodeId, state: SoftState) {
         let seen = &mut *self.seen();
         let member = seen.members.entry(node).or_default();
@@ -76,6 +138,12 @@ impl Observer for Watch {
             let leader = *seen.leaders.entry(state.term).or_insert(node);
             if leader != node {
                 seen.violations.push(format!("nodes {leader} and {node} both lead in term {}", state.term));
+            }
+            let missing = seen.missing_in(node, state.term);
+            if let (Some(first), Some(last)) = (missing.first(), missing.last()) {
+                let text =
+                    format!("node {node} leads in term {} without entries that were applied", state.term);
+                seen.violations.push(format!("{text}, among {first} to {last}"));
             }
         }
     }
@@ -149,19 +217,53 @@ mod tests {
             watch.part(1, part(Role::Leader, 1));
             watch.part(2, part(Role::Follower, 1));
             for node in 1..=2 {
+                watch.writes(node, Some(SnapshotMeta::default()), &[entry(1, 1, "a"), entry(2, 1, "b")]);
+                watch.writes(node, None, &[entry(3, 1, "c")]);
+                watch.commits(node, 2);
+                watch.writes(node, None, &[entry(3, 2, "d")]);
                 watch.restored(node, SnapshotMeta::default());
                 watch.applies(node, &entry(1, 1, "a"));
                 watch.applies(node, &entry(2, 1, "b"));
                 watch.state(node, 50, b"state");
             }
             watch.starts(1);
+            watch.writes(1, Some(SnapshotMeta { index: 1, term: 1 }), &[entry(1, 1, "a"), entry(2, 1, "b")]);
+            watch.commits(1, 1);
             watch.part(1, part(Role::Follower, 0));
             watch.restored(1, SnapshotMeta { index: 1, term: 1 });
             watch.applies(1, &entry(2, 1, "b"));
             watch.part(2, part(Role::Leader, 2));
         });
         assert_eq!(well, Vec::<String>::new());
-        let bad: [fn(&Watch); 7] = [
+        let bad: [fn(&Watch); 13] = [
+            // Log matching: another entry, another one before it.
+            |watch| {
+                watch.writes(1, Some(SnapshotMeta::default()), &[entry(1, 1, "a")]);
+                watch.writes(2, Some(SnapshotMeta::default()), &[entry(1, 1, "b")]);
+            },
+            |watch| {
+                watch.writes(1, Some(SnapshotMeta::default()), &[entry(1, 1, "a"), entry(2, 3, "b")]);
+                watch.writes(2, Some(SnapshotMeta::default()), &[entry(1, 2, "a"), entry(2, 3, "b")]);
+            },
+            // Commit index: back, beyond the log, given up.
+            |watch| {
+                watch.writes(1, Some(SnapshotMeta::default()), &[entry(1, 1, "a"), entry(2, 1, "b")]);
+                watch.commits(1, 2);
+                watch.commits(1, 1);
+            },
+            |watch| watch.commits(1, 1),
+            |watch| {
+                watch.writes(1, Some(SnapshotMeta::default()), &[entry(1, 1, "a"), entry(2, 1, "b")]);
+                watch.commits(1, 2);
+                watch.writes(1, None, &[entry(2, 2, "c")]);
+            },
+            // Leader completeness.
+            |watch| {
+                watch.writes(1, Some(SnapshotMeta::default()), &[entry(1, 1, "a")]);
+                watch.applies(2, &entry(1, 1, "a"));
+                watch.applies(2, &entry(2, 1, "b"));
+                watch.part(1, SoftState { role: Role::Leader, leader: None, term: 2 });
+            },
             |watch| {
                 watch.part(1, SoftState { role: Role::Leader, leader: None, term: 3 });
                 watch.part(2, SoftState { role: Role::Leader, leader: None, term: 3 });
