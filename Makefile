@@ -1,8 +1,8 @@
 # Everything in release, programs in bin/. Nothing but Rust and a C linker is needed.
 PROGRAMS = kvserver kvctl test_hook test_iomanager test_scheduler simple_stress_test \
-	runtime_bench bench_squall bench_threads bench_epoll bench_load squall-doctor
+	runtime_bench bench_squall bench_threads bench_epoll bench_load squall-doctor sim planted
 
-.PHONY: all run test compat differential million connections models bench perf clean
+.PHONY: all run test compat differential million connections models sim planted bench perf clean
 
 all:
 	cargo build --release --workspace
@@ -36,6 +36,17 @@ connections:
 # The lock-free parts, checked by loom in every order of events.
 models:
 	RUSTFLAGS="--cfg loom" cargo test --release -p squall-fiber --lib --target-dir target/loom loom
+
+# Whole clusters with faults, each in a deterministic world: the same seeds every time, then seeds that nobody has run. `make sim SIM="--time 3600s"`.
+SIM = --time 120s
+sim: all
+	bin/sim --seeds 1..200 --profile all --jobs 2
+	bin/sim --seeds fresh --profile all --jobs 2 $(SIM)
+
+# Known mistakes, and what it takes to find each: the table in sim/README.md. `make planted PLANTED=early-read` for one.
+planted:
+	cargo build --release -p squall-sim-cluster --features planted-bugs --target-dir target/planted
+	target/planted/release/planted --jobs 2 $(PLANTED)
 
 # Against the peers; figures to perf/results. `make bench BENCH="--only yield,echo"` for a part (`bin/runtime_bench --help`).
 # The target folder is named because bin/runtime_bench looks for the peers' programs there.

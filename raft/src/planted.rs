@@ -42,6 +42,10 @@ mistakes! {
     EarlyRead = "early-read",
     /// A leader answers reads without asking anybody whether it still leads.
     ReadWithoutQuorum = "read-without-quorum",
+    /// A read is confirmed by answers to questions that were asked before it came.
+    ReadJoinsOldRound = "read-joins-old-round",
+    /// A read is answered as soon as it is confirmed, though the state is not there yet.
+    ReadBeforeApplied = "read-before-applied",
     /// A leader commits entries of earlier terms by counting (the Raft paper's figure 8).
     CommitByCount = "commit-by-count",
     /// A leader counts itself before its own disk has the entry.
@@ -66,12 +70,18 @@ mistakes! {
     KeepConflictingSuffix = "keep-conflicting-suffix",
     /// A follower takes entries without looking at what stands before them.
     NoPreviousCheck = "no-previous-check",
+    /// A follower acknowledges all that it has, also what the leader did not ask about.
+    AckOwnLog = "ack-own-log",
     /// A follower commits entries of an old leader that the message says nothing of.
     CommitBeyondMatch = "commit-beyond-match",
     /// The log is written but never synced.
     NoSync = "no-sync",
     /// A failed sync is tried again, and the second time it says that all is well.
     SyncRetried = "sync-retried",
+    /// A log that was damaged where it had been synced is cut there, as if it had never been finished.
+    CutCorruptMiddle = "cut-corrupt-middle",
+    /// A log that starts anew behind a snapshot forgets whom it voted for.
+    VoteLostOnInstall = "vote-lost-on-install",
     /// A new segment's name is not synced.
     NameNotSynced = "name-not-synced",
     /// A snapshot gets its name before its content is synced.
@@ -84,6 +94,10 @@ mistakes! {
     SessionsLostInSnapshot = "sessions-lost-in-snapshot",
     /// A request that is repeated runs again.
     RepeatedRequestRuns = "repeated-request-runs",
+    /// A request that comes after a later one of its session runs.
+    StaleRequestRuns = "stale-request-runs",
+    /// A node asks the next leader again for a write without a session, of which it does not know whether it was done.
+    RetryWithoutSession = "retry-without-session",
     /// What a deposed leader had in its log is reported as certainly not executed.
     UncertainReportedAsRefused = "uncertain-reported-as-refused",
     /// Each replica looks at its own clock to see what has expired.

@@ -21,6 +21,8 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// How often a sync on a disk that hangs looks whether it still does.
+const HANG: Duration = Duration::from_millis(10);
 /// How long a connection is asked for before TCP gives up.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(127);
 
@@ -329,11 +331,23 @@ impl ProcessOs {
         }
         let Kind::File { offset, .. } = state.object(self.id, fd)?.kind else { return Err(Errno::BADF) };
         let start = at.unwrap_or(offset) as usize;
+        let misdirected = faults.misdirected_read > 0.0 && state.draw_disk_fault(faults.misdirected_read);
+        if misdirected {
+            state.note(Some(self.host), format!("a read gets what stands elsewhere (file {inode})"));
+            state.count_fault("misdirected read");
+        }
         let mut taken = 0;
         for buffer in buffers {
             let room = buffer.as_mut_slice();
-            let bytes = state.hosts[self.host].disk.read(inode, start + taken, room.len())?;
-            room[..bytes.len()].write_copy_of_slice(bytes);
+            let State { hosts, random, .. } = state;
+            let disk = &hosts[self.host].disk;
+            let bytes = disk.read(inode, start + taken, room.len())?;
+            if misdirected {
+                let other = disk.read_elsewhere(bytes.len(), &mut random.disk);
+                room[..bytes.len()].write_copy_of_slice(&other);
+            } else {
+                room[..bytes.len()].write_copy_of_slice(bytes);
+            }
             taken += bytes.len();
         }
         if at.is_none()
@@ -674,6 +688,9 @@ impl Os for ProcessOs {
             (inode, self.host_of(&mut state).disk.sync_mark(inode), time, fails)
         };
         self.pass(current, time);
+        while self.host_of(&mut self.kernel.lock()).disk.faults.hangs {
+            self.pass(current, HANG);
+        }
         let mut state = self.kernel.lock();
         self.host_of(&mut state).disk.settle(inode, mark, !fails);
         if fails {

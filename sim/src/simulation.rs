@@ -429,6 +429,12 @@ impl Host {
         });
     }
 
+    /// The paths of the files below a directory, in order.
+    pub fn files(&self, directory: &str) -> Vec<String> {
+        let files = self.world.state(|state| state.hosts[self.id].disk.files(directory.as_bytes()));
+        files.into_iter().map(|path| String::from_utf8_lossy(&path).into_owned()).collect()
+    }
+
     /// Flips a bit of a file, drawn from the seed. False if there is no such file, or nothing in it that is on the disk.
     pub fn rot(&self, path: &str) -> bool {
         self.world.state(|state| {

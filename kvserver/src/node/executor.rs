@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use bytes::{Bytes, BytesMut};
 use squall_raft::core::types::NodeId;
 use squall_raft::group::{GroupHandle, ProposeError, ReadError};
+use squall_raft::planted::{Mistake, planted};
 use squall_rpc::proto::kv::execute_error::Kind;
 use squall_rpc::proto::kv::{Command, ExecuteError, ExecuteRequest, ExecuteResponse};
 use squall_rpc::{Client, Method, RpcError, proto};
@@ -120,7 +121,8 @@ impl Executor {
     /// As long as a leader is found and works on the request.
     pub fn execute(&self, request: &Request) -> Result<Vec<Reply>, ExecuteFailure> {
         let started = Instant::now();
-        let may_repeat = request.read_only || request.session.is_some();
+        let may_repeat =
+            request.read_only || request.session.is_some() || planted(Mistake::RetryWithoutSession);
         let mut in_doubt: Option<ExecuteFailure> = None;
         let mut hint = None;
         loop {

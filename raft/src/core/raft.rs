@@ -369,11 +369,8 @@ impl Raft {
         }
         // A fresh leader's commit index may lag behind what its predecessor acknowledged (section 6.4, step 1).
         if self.log.matches(self.log.committed, self.term) || planted(Mistake::EarlyRead) {
-            self.reads.push_back(PendingRead {
-                context,
-                index: self.log.committed,
-                round: self.read_round + 1,
-            });
+            let round = self.read_round + u64::from(!planted(Mistake::ReadJoinsOldRound));
+            self.reads.push_back(PendingRead { context, index: self.log.committed, round });
         } else {
             self.early_reads.push(context);
         }
@@ -714,6 +711,7 @@ impl Raft {
         // Entries after `matched` may be an old leader's: this message says nothing of them.
         let known = if planted(Mistake::CommitBeyondMatch) { self.log.last_index() } else { matched };
         let _ = self.log.commit_to(commit.min(known));
+        let matched = if planted(Mistake::AckOwnLog) { self.log.last_index() } else { matched };
         if planted(Mistake::AckBeforeSync) {
             self.send(from, Body::AppendAccepted { matched });
         } else {

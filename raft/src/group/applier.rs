@@ -72,7 +72,9 @@ impl<M: StateMachine> Applier<M> {
                     let _ = self.snapshot_jobs.send(SnapshotJob::Write { snapshot, view });
                 }
             }
-            while let Some((_, reads)) = self.reads.pop_front_if(|(index, _)| *index <= self.applied.index) {
+            let applied = self.applied.index;
+            let may_answer = |index: Index| index <= applied || planted(Mistake::ReadBeforeApplied);
+            while let Some((_, reads)) = self.reads.pop_front_if(|(index, _)| may_answer(*index)) {
                 for PendingRead { query, reply } in reads {
                     reply.answer(Ok(self.machine.query(query)));
                 }

@@ -11,6 +11,7 @@ use super::traits::{LogStore, StateMachine, Transport};
 use crate::core::Message;
 use crate::core::types::{Entry, HardState, Index, SnapshotMeta};
 use crate::error::RaftError;
+use crate::planted::{Mistake, planted};
 
 /// Writes in a row that share a sync: what a group can have under way is bounded by its peers' windows and its
 /// clients, this only bounds how long a peer waits for the first of them.
@@ -90,6 +91,9 @@ impl<M: StateMachine> LogWriter<M> {
         self.hard_state = hard_state.unwrap_or(self.hard_state);
         match snapshot {
             Some(snapshot) => {
+                if planted(Mistake::VoteLostOnInstall) {
+                    self.hard_state.vote = None;
+                }
                 self.log.reset(snapshot, self.hard_state)?;
                 self.log.append(None, entries)?;
             }

@@ -17,6 +17,7 @@ use super::codec::{
 use super::disk::{DiskFault, file_names};
 use super::{Identity, TornTail, WalError};
 use crate::core::types::{Entry, Index};
+use crate::planted::{Mistake, planted};
 
 /// Read at once, and kept in memory while a segment is read.
 const WINDOW_BYTES: usize = 1 << 20;
@@ -206,8 +207,13 @@ impl Replay {
             return Ok(End { tail, synced_to: tail.end, torn: None });
         }
 
+        // A disk that returned the bytes of another place, once, makes a whole log look torn, or empty: what was acknowledged would be cut.
+        if end_of_records(&path, chain, limit)? != tail {
+            let reason = "the disk returned other bytes when it was read again".into();
+            return Err(self.corrupt(&path, tail.end, reason));
+        }
         let found = window.later_headers(chain, tail.end)?;
-        if found.synced_to > tail.end {
+        if found.synced_to > tail.end && !planted(Mistake::CutCorruptMiddle) {
             let reason = format!(
                 "{}, but a later record proves that the log was synced up to byte {}",
                 stop.unwrap_or("a record is missing"),
@@ -284,6 +290,16 @@ impl Replay {
     fn corrupt(&self, path: &Path, offset: u64, reason: String) -> WalError {
         WalError::Corrupt { file: path.to_path_buf(), offset, index: self.state.next_index, reason }
     }
+}
+
+/// Reads a segment once more: where its unbroken run of records ends.
+fn end_of_records(path: &Path, chain: Chain, limit: u64) -> Result<Tail, WalError> {
+    let mut window = Window::open(path.to_path_buf(), limit)?;
+    let mut tail = Tail { end: HEADER_BYTES as u64, link: chain.seed };
+    while let Found::Record { header, crc, .. } = window.record(chain, tail)? {
+        tail = Tail { end: tail.end + header.record_bytes(), link: crc };
+    }
+    Ok(tail)
 }
 
 /// What stands where the next record is expected.

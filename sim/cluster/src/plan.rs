@@ -53,6 +53,14 @@ pub enum Fault {
     FailingWrites(Target, Duration),
     /// `full-disk NODE for TIME`.
     FullDisk(Target, Duration),
+    /// `hanging-disk NODE for TIME`: a sync that has begun does not end before.
+    HangingDisk(Target, Duration),
+    /// `failing-reads NODE for TIME`: it is killed, so that it reads what it has when it starts again.
+    FailingReads(Target, Duration),
+    /// `misdirected-reads NODE for TIME`: some reads get what stands elsewhere on the disk. It is killed, so that it reads.
+    MisdirectedReads(Target, Duration),
+    /// `rot NODE`: it is killed, and a bit of its log or of a snapshot is another one when it starts again.
+    Rot(Target),
     /// `clock NODE AHEAD ms DRIFT ppm`: from then on.
     Clock(Target, i64, i64),
     /// `expect progress within TIME`: no fault; a write must succeed in this time, whatever is going on.
@@ -84,11 +92,27 @@ pub enum Profile {
 }
 
 impl Profile {
+    /// Those in which something goes wrong.
+    pub const FAULTY: [Profile; 4] = [Profile::Swarm, Profile::Disk, Profile::Net, Profile::Clock];
+
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Profile::Swarm => "swarm",
+            Profile::Disk => "disk",
+            Profile::Net => "net",
+            Profile::Clock => "clock",
+            Profile::Calm => "calm",
+        }
+    }
+}
+
+impl Profile {
     /// The kinds, by the numbers that `draw_fault` knows.
     fn kinds(self) -> &'static [u64] {
         match self {
-            Profile::Swarm => &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16],
-            Profile::Disk => &[0, 1, 2, 3, 12, 13, 14, 15],
+            Profile::Swarm => &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20],
+            Profile::Disk => &[0, 1, 2, 3, 12, 13, 14, 15, 17, 18, 19, 20],
             Profile::Net => &[5, 6, 7, 8, 9, 10, 11],
             Profile::Clock => &[0, 1, 4, 16],
             Profile::Calm => &[],
@@ -141,6 +165,10 @@ fn draw_fault(kind: u64, nodes: u64, random: &mut Random) -> Fault {
         13 => Fault::FailingSyncs(target, time),
         14 => Fault::FailingWrites(target, time),
         15 => Fault::FullDisk(target, time),
+        17 => Fault::HangingDisk(target, time),
+        18 => Fault::FailingReads(target, time),
+        19 => Fault::MisdirectedReads(target, time),
+        20 => Fault::Rot(target),
         _ => {
             let sign = if random.chance(0.5) { 1 } else { -1 };
             Fault::Clock(target, sign * random.below(100_000) as i64, sign * random.below(500) as i64)
@@ -188,6 +216,12 @@ impl fmt::Display for Fault {
             Fault::FailingSyncs(node, long) => write!(f, "failing-syncs {node} for {}", time(long)),
             Fault::FailingWrites(node, long) => write!(f, "failing-writes {node} for {}", time(long)),
             Fault::FullDisk(node, long) => write!(f, "full-disk {node} for {}", time(long)),
+            Fault::HangingDisk(node, long) => write!(f, "hanging-disk {node} for {}", time(long)),
+            Fault::FailingReads(node, long) => write!(f, "failing-reads {node} for {}", time(long)),
+            Fault::MisdirectedReads(node, long) => {
+                write!(f, "misdirected-reads {node} for {}", time(long))
+            }
+            Fault::Rot(node) => write!(f, "rot {node}"),
             Fault::Clock(node, ahead, drift) => write!(f, "clock {node} {ahead} ms {drift} ppm"),
             Fault::ExpectProgress(limit) => write!(f, "expect progress within {}", time(limit)),
         }
@@ -252,6 +286,12 @@ fn parse_step(line: &str) -> Option<Step> {
         ["failing-syncs", node, "for", time] => Fault::FailingSyncs(parse_target(node)?, parse_time(time)?),
         ["failing-writes", node, "for", time] => Fault::FailingWrites(parse_target(node)?, parse_time(time)?),
         ["full-disk", node, "for", time] => Fault::FullDisk(parse_target(node)?, parse_time(time)?),
+        ["hanging-disk", node, "for", time] => Fault::HangingDisk(parse_target(node)?, parse_time(time)?),
+        ["failing-reads", node, "for", time] => Fault::FailingReads(parse_target(node)?, parse_time(time)?),
+        ["misdirected-reads", node, "for", time] => {
+            Fault::MisdirectedReads(parse_target(node)?, parse_time(time)?)
+        }
+        ["rot", node] => Fault::Rot(parse_target(node)?),
         ["expect", "progress", "within", time] => Fault::ExpectProgress(parse_time(time)?),
         ["clock", node, ahead, "ms", drift, "ppm"] => {
             Fault::Clock(parse_target(node)?, ahead.parse().ok()?, drift.parse().ok()?)
@@ -294,7 +334,7 @@ mod tests {
                 kinds.insert(step.fault.to_string().split(' ').next().unwrap_or("").to_owned());
             }
         }
-        assert_eq!(kinds.len(), 15, "{kinds:?}");
+        assert_eq!(kinds.len(), 19, "{kinds:?}");
         assert!(draw(Profile::Calm, 3, Duration::from_secs(60), &mut random).is_empty());
     }
 

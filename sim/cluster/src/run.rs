@@ -6,9 +6,12 @@ use crate::plan::{Fault, Profile, Step, Target, draw};
 use crate::watch::Watch;
 use squall_kvserver::clerk::Clerk;
 use squall_kvserver::config::ClusterConfig;
-use squall_kvserver::node::Node;
+use squall_kvserver::node::{Node, NodeError};
+use squall_raft::RaftError;
 use squall_raft::core::types::NodeId;
 use squall_raft::group::Observer;
+use squall_raft::snapshot::SnapshotError;
+use squall_raft::wal::WalError;
 use squall_sim::{Conditions, DiskFaults, Host, Line, Process, Random, Simulation, World};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -133,9 +136,28 @@ struct Member {
     id: NodeId,
     host: Host,
     process: Mutex<Option<Process>>,
+    /// A bit of what it has on its disk was flipped.
+    rotten: AtomicBool,
+    /// What it reads may be something else.
+    misled: AtomicBool,
+    /// It has refused its rotten data; until somebody repairs it, it stays away.
+    retired: AtomicBool,
 }
 
 impl Member {
+    fn new(id: NodeId, host: Host) -> Self {
+        let no = || AtomicBool::new(false);
+        Self { id, host, process: Mutex::new(None), rotten: no(), misled: no(), retired: no() }
+    }
+
+    fn is_harmed(&self) -> bool {
+        self.rotten.load(Ordering::Relaxed) || self.misled.load(Ordering::Relaxed)
+    }
+
+    fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::Relaxed)
+    }
+
     fn process(&self) -> Option<Process> {
         self.process.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -171,7 +193,7 @@ fn scenario(world: &World, nodes: u64, length: Duration, steps: &[Step], snapsho
     let hosts: Vec<Host> = (1..=nodes).map(|id| world.add_host(&format!("node{id}"))).collect();
     let config = make_config(&hosts, snapshot_log_bytes);
     world.note(format!("snapshots are taken after {snapshot_log_bytes} bytes of log"));
-    let members = (1..).zip(hosts).map(|(id, host)| Arc::new(Member { id, host, process: Mutex::new(None) }));
+    let members = (1..).zip(hosts).map(|(id, host)| Arc::new(Member::new(id, host)));
     let cluster = Arc::new(Cluster {
         world: world.clone(),
         members: members.collect(),
@@ -222,21 +244,25 @@ fn scenario(world: &World, nodes: u64, length: Duration, steps: &[Step], snapsho
 }
 
 /// Starts a node whenever its machine has power and it does not run, as an operating system's service manager does.
-fn supervise(cluster: &Cluster, member: &Member) {
+fn supervise(cluster: &Arc<Cluster>, member: &Arc<Member>) {
     let mut random = cluster.world.random(&format!("supervisor of node {}", member.id));
     loop {
-        if !member.host.is_up() {
+        if !member.host.is_up() || member.is_retired() {
             std::thread::sleep(Duration::from_millis(10));
             continue;
         }
-        let (config, watch, id) = (cluster.traffic.config.clone(), Arc::clone(&cluster.watch), member.id);
-        watch.starts(id);
+        cluster.watch.starts(member.id);
+        let (inner, own) = (Arc::clone(cluster), Arc::clone(member));
         let process = member.host.start("node", move || {
-            let observer: Arc<dyn Observer> = watch;
-            let ended = Node::start_observed(&config, id, Path::new("/data"), Some(observer))
+            let observer: Arc<dyn Observer> = Arc::clone(&inner.watch) as _;
+            let config = &inner.traffic.config;
+            let ended = Node::start_observed(config, own.id, Path::new("/data"), Some(observer))
                 .and_then(|node| node.wait());
             if let Err(error) = ended {
                 log::error!("{error}");
+                if blames_data(&error) {
+                    inner.note_refusal(&own, &error);
+                }
             }
         });
         *member.process.lock().unwrap_or_else(PoisonError::into_inner) = Some(process.clone());
@@ -246,7 +272,51 @@ fn supervise(cluster: &Cluster, member: &Member) {
     }
 }
 
+/// Whether a node stopped because what it has on its disk cannot be what it wrote there.
+fn blames_data(error: &NodeError) -> bool {
+    let error = match error {
+        NodeError::Data { source, .. } => source,
+        NodeError::Stopped { source, .. } => &**source,
+        _ => return false,
+    };
+    match error {
+        RaftError::Log(error) => {
+            matches!(
+                error,
+                WalError::Corrupt { .. } | WalError::Unsupported { .. } | WalError::WrongIdentity { .. }
+            )
+        }
+        RaftError::Snapshot(error) => matches!(
+            error,
+            SnapshotError::Corrupt { .. }
+                | SnapshotError::Unsupported { .. }
+                | SnapshotError::WrongIdentity { .. }
+        ),
+        RaftError::Inconsistent(_) | RaftError::SnapshotMissing { .. } => true,
+        _ => false,
+    }
+}
+
 impl Cluster {
+    /// A node says that its data are bad. If nothing was done to them, that is a bug. Rotten, they stay so; misread, they may be fine.
+    fn note_refusal(&self, member: &Member, error: &NodeError) {
+        if member.rotten.load(Ordering::Relaxed) {
+            member.retired.store(true, Ordering::Relaxed);
+            self.world.note(format!("node {} is retired", member.id));
+        } else if !member.misled.load(Ordering::Relaxed) {
+            let text = format!("node {} refuses data that nobody has harmed: {error}", member.id);
+            self.unexpected.lock().unwrap_or_else(PoisonError::into_inner).push(text);
+        }
+    }
+
+    /// The node to harm, if it may be: of every acknowledged entry a majority has a copy, and only as long as a minority is harmed must one
+    /// of the good ones be found in every majority.
+    fn find_to_harm(&self, target: Target) -> Option<&Arc<Member>> {
+        let member = self.find(target);
+        let others = self.members.iter().filter(|other| other.id != member.id && other.is_harmed()).count();
+        (others < (self.members.len() - 1) / 2 && member.host.is_up()).then_some(member)
+    }
+
     fn find(&self, target: Target) -> &Arc<Member> {
         let leader = self.watch.leader();
         let is_meant = |member: &&Arc<Member>| match target {
@@ -315,10 +385,38 @@ impl Cluster {
         self.later(time, move |_| host.set_disk_faults(DiskFaults::default()));
     }
 
-    fn unplug(self: &Arc<Self>, host: Host, time: Duration) {
-        if host.is_up() {
+    /// Not a rotten one: what proves that a record was synced need not be synced itself, and without it a rotten record at the end cannot
+    /// be told from one that was never finished.
+    fn unplug(self: &Arc<Self>, member: &Member, time: Duration) {
+        let host = member.host.clone();
+        if host.is_up() && !member.rotten.load(Ordering::Relaxed) {
             host.power_off();
             self.later(time, move |_| host.power_on());
+        }
+    }
+
+    /// Has a node read its data again, from a disk with these faults.
+    fn restart_with(self: &Arc<Self>, member: &Arc<Member>, faults: DiskFaults, time: Duration) {
+        member.host.set_disk_faults(faults);
+        if let Some(process) = member.process() {
+            process.kill();
+        }
+        let member = Arc::clone(member);
+        self.later(time, move |_| {
+            member.host.set_disk_faults(DiskFaults::default());
+            member.misled.store(false, Ordering::Relaxed);
+        });
+    }
+
+    fn rot(&self, member: &Member) {
+        if let Some(process) = member.process() {
+            process.kill();
+        }
+        let mut random = self.world.random(&format!("rot at {:?}", self.world.now()));
+        let is_data = |path: &String| path.ends_with(".wal") || path.ends_with(".snap");
+        let files: Vec<String> = member.host.files("/data").into_iter().filter(is_data).collect();
+        if !files.is_empty() && member.host.rot(random.choice::<String>(&files)) {
+            member.rotten.store(true, Ordering::Relaxed);
         }
     }
 }
@@ -338,12 +436,8 @@ fn make(cluster: &Arc<Cluster>, fault: Fault) {
                 process.kill_after(calls);
             }
         }
-        Fault::Unplug(target, time) => cluster.unplug(cluster.find(target).host.clone(), time),
-        Fault::UnplugAll(time) => {
-            for member in &cluster.members {
-                cluster.unplug(member.host.clone(), time);
-            }
-        }
+        Fault::Unplug(target, time) => cluster.unplug(cluster.find(target), time),
+        Fault::UnplugAll(time) => cluster.members.iter().for_each(|member| cluster.unplug(member, time)),
         Fault::Pause(target, time) => {
             if let Some(process) = cluster.find(target).process() {
                 process.pause();
@@ -393,6 +487,28 @@ fn make(cluster: &Arc<Cluster>, fault: Fault) {
                 "full disk",
             );
         }
+        Fault::HangingDisk(node, time) => {
+            let faults = DiskFaults { hangs: true, ..DiskFaults::default() };
+            cluster.set_disk(node, faults, time, "hanging disk");
+        }
+        Fault::FailingReads(node, time) => {
+            let faults = DiskFaults { read_error: 0.1, ..DiskFaults::default() };
+            cluster.world.count_fault("failing reads");
+            cluster.restart_with(cluster.find(node), faults, time);
+        }
+        Fault::MisdirectedReads(node, time) => {
+            if let Some(member) = cluster.find_to_harm(node) {
+                let faults = DiskFaults { misdirected_read: 0.1, ..DiskFaults::default() };
+                cluster.world.count_fault("misdirected reads");
+                member.misled.store(true, Ordering::Relaxed);
+                cluster.restart_with(member, faults, time);
+            }
+        }
+        Fault::Rot(node) => {
+            if let Some(member) = cluster.find_to_harm(node) {
+                cluster.rot(member);
+            }
+        }
         Fault::ExpectProgress(limit) => {
             if !write_within(cluster, limit) {
                 let text = format!("no write succeeded within {limit:?}, though the scenario expects it");
@@ -412,6 +528,8 @@ fn calm_down(cluster: &Arc<Cluster>) -> Vec<String> {
     world.mend_all();
     let mut members: Vec<&Arc<Member>> = cluster.members.iter().collect();
     random.shuffle(&mut members);
+    // Of those whose data are rotten nothing is expected.
+    members.sort_by_key(|member| !member.rotten.load(Ordering::Relaxed));
     let (others, majority) = members.split_at((members.len() - 1) / 2);
     for member in &cluster.members {
         member.host.set_disk_faults(DiskFaults::default());
@@ -434,9 +552,12 @@ fn calm_down(cluster: &Arc<Cluster>) -> Vec<String> {
     world.mend_all();
     let until = world.now() + CATCH_UP_MAX;
     loop {
-        let applied = cluster.watch.applied();
-        let first = applied.values().next().copied();
-        if applied.len() == cluster.members.len() && applied.values().all(|index| Some(*index) == first) {
+        let known = cluster.watch.applied();
+        let working = cluster.members.iter().filter(|member| !member.is_retired());
+        let applied: Vec<(NodeId, Option<u64>)> =
+            working.map(|member| (member.id, known.get(&member.id).copied())).collect();
+        let first = applied.first().and_then(|(_, index)| *index);
+        if first.is_some() && applied.iter().all(|(_, index)| *index == first) {
             world.note(format!("all nodes are at entry {}", first.unwrap_or(0)));
             return Vec::new();
         }

@@ -34,6 +34,8 @@ struct Member {
     log: BTreeMap<Index, Term>,
     committed: Index,
     applied: Option<Index>,
+    /// The last entry that it has ever applied, in any of its lives: nothing is applied that is not on its own disk.
+    kept: Index,
 }
 
 impl Watch {
@@ -43,7 +45,9 @@ impl Watch {
 
     /// A node is about to be started: what it knew only in memory is gone.
     pub fn starts(&self, node: NodeId) {
-        self.seen().members.insert(node, Member::default());
+        let mut seen = self.seen();
+        let kept = seen.members.get(&node).map_or(0, |member| member.kept);
+        seen.members.insert(node, Member { kept, ..Member::default() });
     }
 
     /// What was broken.
@@ -85,6 +89,12 @@ impl Observer for Watch {
         let member = seen.members.entry(node).or_default();
         if let Some(snapshot) = snapshot {
             member.log = BTreeMap::from([(snapshot.index, snapshot.term)]);
+            let last = entries.last().map_or(0, |last| last.index).max(snapshot.index);
+            if last < member.kept {
+                let text =
+                    format!("node {node} had entry {} on its disk, and has only {last} now", member.kept);
+                seen.violations.push(text);
+            }
         }
         if let Some(first) = entries.first() {
             member.log.split_off(&first.index);
@@ -156,6 +166,7 @@ impl Observer for Watch {
             seen.violations.push(format!("node {node} applied entry {} after {before}", entry.index));
         }
         member.applied = Some(entry.index);
+        member.kept = member.kept.max(entry.index);
         let first = seen.log.entry(entry.index).or_insert_with(|| (entry.term, entry.data.clone()));
         if *first != (entry.term, entry.data.clone()) {
             let text = format!(
@@ -173,6 +184,7 @@ impl Observer for Watch {
             seen.violations.push(format!("node {node} went back to the snapshot at {}", snapshot.index));
         }
         member.applied = Some(snapshot.index);
+        member.kept = member.kept.max(snapshot.index);
         let known = seen.log.get(&snapshot.index).map(|(term, _)| *term);
         if known.is_some_and(|term| term != snapshot.term) {
             let text = format!("node {node} has a snapshot of term {} at {}", snapshot.term, snapshot.index);
@@ -235,7 +247,7 @@ mod tests {
             watch.part(2, part(Role::Leader, 2));
         });
         assert_eq!(well, Vec::<String>::new());
-        let bad: [fn(&Watch); 13] = [
+        let bad: [fn(&Watch); 14] = [
             // Log matching: another entry, another one before it.
             |watch| {
                 watch.writes(1, Some(SnapshotMeta::default()), &[entry(1, 1, "a")]);
@@ -256,6 +268,12 @@ mod tests {
                 watch.writes(1, Some(SnapshotMeta::default()), &[entry(1, 1, "a"), entry(2, 1, "b")]);
                 watch.commits(1, 2);
                 watch.writes(1, None, &[entry(2, 2, "c")]);
+            },
+            // What was on the disk.
+            |watch| {
+                watch.applies(1, &entry(1, 1, "a"));
+                watch.starts(1);
+                watch.writes(1, Some(SnapshotMeta::default()), &[]);
             },
             // Leader completeness.
             |watch| {

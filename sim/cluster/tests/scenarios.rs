@@ -61,4 +61,8 @@ scenarios! {
     one_way_links with 3 nodes;
     clocks with 3 nodes;
     lagging_follower with 3 nodes;
+    misdirected_reads with 3 nodes;
+    rotten_disk with 3 nodes;
+    hanging_disk with 3 nodes;
+    failing_reads with 3 nodes;
 }

@@ -59,6 +59,8 @@ enum Node {
 pub struct DiskFaults {
     /// The probability that a read fails with EIO.
     pub read_error: f64,
+    /// The probability that a read gets what stands elsewhere on the disk.
+    pub misdirected_read: f64,
     /// The probability that a write fails with EIO.
     pub write_error: f64,
     /// The probability that a sync fails with EIO; the changes it should have saved never will be, though programs still see them.
@@ -67,12 +69,22 @@ pub struct DiskFaults {
     pub capacity_bytes: u64,
     /// How many times as long a sync takes as on a good disk.
     pub slowness: f64,
+    /// Syncs do not end.
+    pub hangs: bool,
 }
 
 impl Default for DiskFaults {
     /// A good disk.
     fn default() -> Self {
-        Self { read_error: 0.0, write_error: 0.0, sync_error: 0.0, capacity_bytes: u64::MAX, slowness: 1.0 }
+        Self {
+            read_error: 0.0,
+            misdirected_read: 0.0,
+            write_error: 0.0,
+            sync_error: 0.0,
+            capacity_bytes: u64::MAX,
+            slowness: 1.0,
+            hangs: false,
+        }
     }
 }
 
@@ -256,6 +268,37 @@ impl Disk {
         let bytes = &self.file(inode)?.bytes;
         let start = offset.min(bytes.len());
         Ok(&bytes[start..bytes.len().min(start.saturating_add(length))])
+    }
+
+    /// What a disk returns that has mistaken the address: as many bytes of another place, of this or another file.
+    pub(crate) fn read_elsewhere(&self, length: usize, random: &mut Random) -> Vec<u8> {
+        let files = self.nodes.iter().filter_map(|node| match node {
+            Node::File(file) if !file.bytes.is_empty() => Some(&file.bytes),
+            _ => None,
+        });
+        let files: Vec<_> = files.collect();
+        let mut bytes = vec![0; length];
+        if !files.is_empty() {
+            let file = *random.choice(&files);
+            let start = random.index(file.len().div_ceil(SECTOR_BYTES)) * SECTOR_BYTES;
+            let count = length.min(file.len() - start);
+            bytes[..count].copy_from_slice(&file[start..start + count]);
+        }
+        bytes
+    }
+
+    /// The paths of the files below a directory, in order.
+    pub(crate) fn files(&self, directory: &[u8]) -> Vec<Vec<u8>> {
+        let mut found = Vec::new();
+        let names = self.find(directory).and_then(|inode| self.directory(inode)).map(|found| &found.names);
+        for (name, inode) in names.into_iter().flatten() {
+            let path = [directory.strip_suffix(b"/").unwrap_or(directory), b"/", name].concat();
+            match &self.nodes[*inode] {
+                Node::File(_) => found.push(path),
+                Node::Directory(_) => found.extend(self.files(&path)),
+            }
+        }
+        found
     }
 
     pub(crate) fn write(&mut self, inode: Inode, offset: usize, bytes: &[u8], now: u64) -> Result<()> {

@@ -192,7 +192,7 @@ impl Ord for Scheduled {
 pub(crate) struct Streams {
     schedule: Random,
     network: Random,
-    disk: Random,
+    pub(crate) disk: Random,
 }
 
 /// How a world behaves when nobody interferes.

@@ -38,7 +38,7 @@ fn main() -> anyhow::Result<ExitCode> {
     let arguments = Arguments::parse();
     ensure!(
         cfg!(feature = "planted-bugs"),
-        "this build cannot make mistakes: it needs --features planted-bugs"
+        "this build cannot make mistakes; `make planted` builds one that can, and runs it"
     );
     let is_meant = |mistake: &Mistake| {
         arguments.mistakes.is_empty() || arguments.mistakes.iter().any(|name| name == mistake.name())
