@@ -221,7 +221,7 @@ impl Clerk {
                     None
                 }
                 ExecuteFailure::Overloaded(_) | ExecuteFailure::Stopped => None,
-                ExecuteFailure::Session(_) | ExecuteFailure::Refused(_) => {
+                ExecuteFailure::Session(_) | ExecuteFailure::Refused(_) | ExecuteFailure::OutOfMemory(_) => {
                     return Err(match in_doubt {
                         Some(reason) => ClerkError::Uncertain(reason),
                         None => ClerkError::Refused(failure.to_string()),

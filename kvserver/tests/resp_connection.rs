@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use squall_kvserver::machine::{KvMachine, MachineOptions, Proposal};
+use squall_kvserver::machine::{Compacted, Filter, KvMachine, MachineOptions, Page, Proposal};
 use squall_kvserver::resp::{
     Backend, BackendError, ClientSession, FrontEnd, FrontEndOptions, Limits, RedisServer, Reply, ServerInfo,
 };
@@ -35,13 +35,28 @@ impl Backend for SingleNode {
         machine.apply(&proposal.encode()).map_err(|error| BackendError::Refused(error.to_string()))
     }
 
+    fn changes(
+        &self,
+        seen: u64,
+        filter: &Filter,
+        count_max: usize,
+        wait: Duration,
+    ) -> Result<Page, Compacted> {
+        let history = Arc::clone(self.0.lock().unwrap().history());
+        history.read(seen, filter, count_max, wait)
+    }
+
     fn info(&self) -> ServerInfo {
         ServerInfo { machine: self.0.lock().unwrap().stats(0), ..ServerInfo::default() }
     }
 }
 
 fn start(options: FrontEndOptions) -> RedisServer {
-    let machine = KvMachine::new(MachineOptions { hash_key: 1, sessions: SessionLimits::DEFAULT });
+    let machine = KvMachine::new(MachineOptions {
+        hash_key: 1,
+        sessions: SessionLimits::DEFAULT,
+        history_bytes_max: 1 << 20,
+    });
     let front_end = FrontEnd::new(Arc::new(SingleNode(Mutex::new(machine))), options);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     RedisServer::start(listener, Arc::new(front_end)).unwrap()

@@ -9,6 +9,7 @@
 mod read;
 #[cfg(test)]
 mod tests;
+mod transaction;
 mod write;
 
 use bytes::Bytes;
@@ -16,7 +17,8 @@ use bytes::Bytes;
 use crate::resp::{Limits, Refusal, Reply};
 use crate::store::Store;
 
-pub use read::Read;
+pub use read::{Range, Read};
+pub use transaction::transaction;
 pub use write::Write;
 
 /// What a command may depend on beside the store: stamped by the leader, the same on every replica.
@@ -33,16 +35,22 @@ pub struct Context {
 #[allow(missing_docs, reason = "named after the commands")]
 pub enum ConnectionCommand {
     Auth,
+    Changes,
     Client,
     Command,
     Config,
+    Discard,
     Echo,
+    Exec,
     Hello,
     Info,
+    Multi,
     Ping,
     Quit,
     Reset,
     Select,
+    Unwatch,
+    Watch,
 }
 
 /// What kind of command it is, and how its arguments are parsed.
@@ -51,6 +59,8 @@ enum Action {
     Connection(ConnectionCommand),
     Read(for<'a> fn(&'a [Bytes]) -> Result<Read<'a>, Reply>),
     Write(for<'a> fn(&'a [Bytes]) -> Result<Write<'a>, Reply>),
+    /// Commands within the arguments, see transaction.rs.
+    Transaction,
 }
 
 /// Which arguments are keys.
@@ -97,7 +107,7 @@ impl Spec {
         match self.action {
             Action::Connection(command) => Kind::Connection(command),
             Action::Read(_) => Kind::Read,
-            Action::Write(_) => Kind::Write,
+            Action::Write(_) | Action::Transaction => Kind::Write,
         }
     }
 
@@ -167,6 +177,9 @@ const fn write(
 static COMMANDS: &[Spec] = &[
     write("append", 3, Keys::First, write::append),
     connection("auth", -2, ConnectionCommand::Auth),
+    write("cad", 3, Keys::First, write::cad),
+    write("cas", -4, Keys::First, write::cas),
+    connection("changes", -2, ConnectionCommand::Changes),
     connection("client", -2, ConnectionCommand::Client),
     connection("command", -1, ConnectionCommand::Command),
     connection("config", -2, ConnectionCommand::Config),
@@ -174,11 +187,18 @@ static COMMANDS: &[Spec] = &[
     write("decr", 2, Keys::First, write::decr),
     write("decrby", 3, Keys::First, write::decrby),
     write("del", -2, Keys::All, write::del),
+    write("delifeq", 3, Keys::First, write::delifeq),
+    connection("discard", 1, ConnectionCommand::Discard),
     connection("echo", 2, ConnectionCommand::Echo),
+    write("excad", 3, Keys::First, write::excad),
+    write("excas", 4, Keys::First, write::excas),
+    connection("exec", 1, ConnectionCommand::Exec),
+    read("exget", 2, Keys::First, |arguments| Ok(Read::GetVersioned(&arguments[1]))),
     read("exists", -2, Keys::All, |arguments| Ok(Read::Exists(&arguments[1..]))),
     write("expire", -3, Keys::First, write::expire),
     write("expireat", -3, Keys::First, write::expireat),
     read("expiretime", 2, Keys::First, read::expiretime),
+    write("exset", -3, Keys::First, write::exset),
     write("flushall", -1, Keys::None, write::flush),
     write("flushdb", -1, Keys::None, write::flush),
     read("get", 2, Keys::First, |arguments| Ok(Read::Get(&arguments[1]))),
@@ -192,25 +212,33 @@ static COMMANDS: &[Spec] = &[
     read("mget", -2, Keys::All, |arguments| Ok(Read::Mget(&arguments[1..]))),
     write("mset", -3, Keys::EveryOther, write::mset),
     write("msetnx", -3, Keys::EveryOther, write::msetnx),
+    connection("multi", 1, ConnectionCommand::Multi),
     write("persist", 2, Keys::First, write::persist),
     write("pexpire", -3, Keys::First, write::pexpire),
     write("pexpireat", -3, Keys::First, write::pexpireat),
     read("pexpiretime", 2, Keys::First, read::pexpiretime),
     connection("ping", -1, ConnectionCommand::Ping),
+    read("prefix", -2, Keys::None, read::prefix),
     write("psetex", 4, Keys::First, write::psetex),
     read("pttl", 2, Keys::First, read::pttl),
     connection("quit", -1, ConnectionCommand::Quit),
     read("randomkey", 1, Keys::None, |_| Ok(Read::RandomKey)),
+    read("range", -3, Keys::None, read::range),
     connection("reset", 1, ConnectionCommand::Reset),
+    read("revision", 1, Keys::None, |_| Ok(Read::Revision)),
     read("scan", -2, Keys::None, read::scan),
     connection("select", 2, ConnectionCommand::Select),
     write("set", -3, Keys::First, write::set),
     write("setex", 4, Keys::First, write::setex),
     write("setnx", 3, Keys::First, write::setnx),
     read("strlen", 2, Keys::First, |arguments| Ok(Read::Strlen(&arguments[1]))),
+    Spec { name: "transaction", arity: -3, keys: Keys::None, action: Action::Transaction },
     read("ttl", 2, Keys::First, read::ttl),
     read("type", 2, Keys::First, |arguments| Ok(Read::Type(&arguments[1]))),
     write("unlink", -2, Keys::All, write::del),
+    connection("unwatch", 1, ConnectionCommand::Unwatch),
+    read("version", -2, Keys::All, |arguments| Ok(Read::Versions(&arguments[1..]))),
+    connection("watch", -2, ConnectionCommand::Watch),
 ];
 
 /// All commands, sorted by name.
@@ -241,8 +269,35 @@ pub fn validate(arguments: &[Bytes], limits: &Limits) -> Result<&'static Spec, R
         Action::Connection(_) => {}
         Action::Read(parse) => drop(parse(arguments)?),
         Action::Write(parse) => drop(parse(arguments)?),
+        Action::Transaction => transaction::parse(arguments)?.validate(limits)?,
     }
     Ok(spec)
+}
+
+/// Whether a command may make the store larger: which is refused when there is no room, so that there still is a way to make some.
+pub fn may_grow(arguments: &[Bytes]) -> bool {
+    match find(arguments).map(|spec| (spec.action, spec.name)) {
+        Ok((Action::Transaction, _)) => transaction::parse(arguments).is_ok_and(|parsed| parsed.may_grow()),
+        Ok((Action::Write(_), name)) => {
+            const SHRINKING: [&str; 13] = [
+                "cad",
+                "del",
+                "delifeq",
+                "excad",
+                "expire",
+                "expireat",
+                "flushall",
+                "flushdb",
+                "getdel",
+                "persist",
+                "pexpire",
+                "pexpireat",
+                "unlink",
+            ];
+            !SHRINKING.contains(&name)
+        }
+        _ => false,
+    }
 }
 
 /// Executes a command of the store. Anything else is answered with an error.
@@ -256,6 +311,9 @@ pub fn execute(store: &mut Store, context: &Context, arguments: &[Bytes]) -> Rep
         Action::Write(parse) => {
             parse(arguments).map_or_else(|reply| reply, |write| write.run(store, context))
         }
+        Action::Transaction => {
+            transaction::parse(arguments).map_or_else(|reply| reply, |parsed| parsed.run(store, context))
+        }
         Action::Connection(_) => not_of_the_store(spec.name),
     }
 }
@@ -268,7 +326,9 @@ pub fn query(store: &Store, context: &Context, arguments: &[Bytes]) -> Reply {
     };
     match spec.action {
         Action::Read(parse) => parse(arguments).map_or_else(|reply| reply, |read| read.run(store, context)),
-        Action::Write(_) => Reply::Error(format!("ERR '{}' is not a read", spec.name).into()),
+        Action::Write(_) | Action::Transaction => {
+            Reply::Error(format!("ERR '{}' is not a read", spec.name).into())
+        }
         Action::Connection(_) => not_of_the_store(spec.name),
     }
 }

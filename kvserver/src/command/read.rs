@@ -1,13 +1,19 @@
 //! The commands that read the store.
 
+use std::ops::Bound;
+
 use bytes::Bytes;
 
 use super::{Context, SYNTAX_ERROR, integer};
 use crate::resp::Reply;
-use crate::store::Store;
+use crate::store::{Record, Store, prefix_end};
 
 /// How many keys `SCAN` looks at unless told.
 const SCAN_COUNT: usize = 10;
+/// How many keys a range returns unless told.
+const RANGE_LIMIT: usize = 1000;
+/// A range stops, to be gone on with, when what it returns has more bytes than this.
+const RANGE_BYTES: usize = 1024 * 1024;
 
 /// How a remaining time or a time of expiry is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,8 +24,29 @@ pub enum Unit {
     Milliseconds,
 }
 
+/// Which keys a range covers and what is told of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Range<'a> {
+    /// The first key, or the last if `reverse`.
+    from: Bound<&'a [u8]>,
+    /// The last key, or the first if `reverse`.
+    to: RangeEnd<'a>,
+    limit: usize,
+    reverse: bool,
+    with_values: bool,
+    with_versions: bool,
+}
+
+/// Where a range ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum RangeEnd<'a> {
+    At(Bound<&'a [u8]>),
+    /// With the last key that has this prefix.
+    Prefix(&'a [u8]),
+}
+
 /// A parsed command that reads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Read<'a> {
     /// `GET`.
     Get(&'a [u8]),
@@ -52,6 +79,14 @@ pub enum Read<'a> {
     DbSize,
     /// `RANDOMKEY`: chosen by the time alone, so that replicas agree also when it stands between writes.
     RandomKey,
+    /// `RANGE` and `PREFIX`.
+    Range(Range<'a>),
+    /// `REVISION`: the number of the last change.
+    Revision,
+    /// `VERSION`: of each key, 0 if it does not exist.
+    Versions(&'a [Bytes]),
+    /// `EXGET`: value and version.
+    GetVersioned(&'a [u8]),
 }
 
 impl Read<'_> {
@@ -61,6 +96,18 @@ impl Read<'_> {
             |key: &[u8]| Reply::bulk_or_nil(store.get(key, now_ms).map(|record| record.value().clone()));
         let keys = |keys: Vec<Bytes>| Reply::Array(keys.into_iter().map(Reply::Bulk).collect());
         match *self {
+            Read::Range(ref range) => range.run(store, now_ms),
+            Read::Revision => Reply::Integer(store.revision() as i64),
+            Read::Versions(keys) => {
+                let version = |key: &Bytes| store.get(key, now_ms).map_or(0, Record::version);
+                Reply::Array(keys.iter().map(|key| Reply::Integer(version(key) as i64)).collect())
+            }
+            Read::GetVersioned(key) => store.get(key, now_ms).map_or(Reply::Nil, |record| {
+                Reply::Array(vec![
+                    Reply::Bulk(record.value().clone()),
+                    Reply::Integer(record.version() as i64),
+                ])
+            }),
             Read::Get(key) => value(key),
             Read::Mget(keys) => Reply::Array(keys.iter().map(|key| value(key)).collect()),
             Read::Strlen(key) => {
@@ -143,4 +190,107 @@ pub(super) fn scan(arguments: &[Bytes]) -> Result<Read<'_>, Reply> {
         }
     }
     Ok(Read::Scan { cursor, count, pattern, strings })
+}
+
+impl Range<'_> {
+    /// An array of two: the `from` with which to go on, nil if there is no more, and what was found.
+    fn run(&self, store: &Store, now_ms: u64) -> Reply {
+        let end;
+        let to = match self.to {
+            RangeEnd::At(to) => to,
+            RangeEnd::Prefix(prefix) => {
+                end = prefix_end(prefix);
+                end.as_deref().map_or(Bound::Unbounded, Bound::Excluded)
+            }
+        };
+        if self.reverse {
+            self.page(store.range(to, self.from, now_ms).rev())
+        } else {
+            self.page(store.range(self.from, to, now_ms))
+        }
+    }
+
+    fn page<'s>(&self, records: impl Iterator<Item = &'s Record>) -> Reply {
+        let (mut found, mut count, mut bytes) = (Vec::new(), 0, 0);
+        let mut last: Option<&Record> = None;
+        for record in records {
+            if count == self.limit || bytes > RANGE_BYTES {
+                let next = [&b"("[..], last.map_or(&[], Record::key)].concat();
+                return Reply::Array(vec![Reply::bulk(next), Reply::Array(found)]);
+            }
+            count += 1;
+            found.push(Reply::Bulk(Bytes::copy_from_slice(record.key())));
+            bytes += record.key().len();
+            if self.with_values {
+                found.push(Reply::Bulk(record.value().clone()));
+                bytes += record.value().len();
+            }
+            if self.with_versions {
+                found.push(Reply::Integer(record.version() as i64));
+            }
+            last = Some(record);
+        }
+        Reply::Array(vec![Reply::Nil, Reply::Array(found)])
+    }
+}
+
+/// `RANGE from to [REV] [LIMIT count] [KEYSONLY] [WITHVERSIONS]`, the bounds as those of `ZRANGE … BYLEX`.
+pub(super) fn range(arguments: &[Bytes]) -> Result<Read<'_>, Reply> {
+    let (from, to) = (bound(&arguments[1])?, bound(&arguments[2])?);
+    range_options(Range::new(from, RangeEnd::At(to)), &arguments[3..], false)
+}
+
+/// `PREFIX prefix [FROM bound] [LIMIT count] [KEYSONLY] [WITHVERSIONS]`.
+pub(super) fn prefix(arguments: &[Bytes]) -> Result<Read<'_>, Reply> {
+    let prefix = &arguments[1];
+    range_options(Range::new(Bound::Included(prefix), RangeEnd::Prefix(prefix)), &arguments[2..], true)
+}
+
+impl<'a> Range<'a> {
+    fn new(from: Bound<&'a [u8]>, to: RangeEnd<'a>) -> Self {
+        Self { from, to, limit: RANGE_LIMIT, reverse: false, with_values: true, with_versions: false }
+    }
+}
+
+fn range_options<'a>(mut range: Range<'a>, options: &'a [Bytes], is_prefix: bool) -> Result<Read<'a>, Reply> {
+    let mut options = options.iter();
+    while let Some(option) = options.next() {
+        match option.to_ascii_uppercase().as_slice() {
+            b"KEYSONLY" => range.with_values = false,
+            b"WITHVERSIONS" => range.with_versions = true,
+            b"REV" if !is_prefix => range.reverse = true,
+            b"FROM" if is_prefix => {
+                let from = bound(options.next().ok_or(SYNTAX_ERROR)?)?;
+                let begins_before = |prefix: &[u8]| match from {
+                    Bound::Included(from) | Bound::Excluded(from) => from < prefix,
+                    Bound::Unbounded => true,
+                };
+                // Never before the prefix.
+                if !matches!(range.to, RangeEnd::Prefix(prefix) if begins_before(prefix)) {
+                    range.from = from;
+                }
+            }
+            b"LIMIT" => {
+                let limit = integer(options.next().ok_or(SYNTAX_ERROR)?)?;
+                range.limit = usize::try_from(limit)
+                    .ok()
+                    .filter(|limit| *limit > 0)
+                    .ok_or(Reply::error("ERR LIMIT must be positive"))?;
+            }
+            _ => return Err(SYNTAX_ERROR),
+        }
+    }
+    Ok(Read::Range(range))
+}
+
+/// `-` and `+` for before and after all keys, `[key` with the key itself, `(key` without it.
+fn bound(argument: &[u8]) -> Result<Bound<&[u8]>, Reply> {
+    match argument {
+        b"-" | b"+" => Ok(Bound::Unbounded),
+        [b'[', key @ ..] => Ok(Bound::Included(key)),
+        [b'(', key @ ..] => Ok(Bound::Excluded(key)),
+        _ => Err(Reply::error(
+            "ERR a bound of a range is - or + for no bound, [key for the key and what follows, or (key for what follows it",
+        )),
+    }
 }

@@ -442,6 +442,168 @@ fn the_database_as_a_whole() {
 }
 
 #[test]
+fn set_if_equal() {
+    check(
+        "set a 1 ifeq 1 => nil
+         set a 1 => OK
+         set a 2 ifeq 1 => OK
+         set a 3 ifeq 1 => nil
+         set a 3 ifeq 2 get => \"2\"
+         set a 4 ifeq 2 get => \"3\"
+         get a => \"3\"
+         set a 5 ifeq 3 nx => -ERR syntax error
+         set a 5 xx ifeq 3 => -ERR syntax error
+         set a 5 ifeq => -ERR syntax error
+         delifeq a 2 => 0
+         delifeq a 3 => 1
+         delifeq a 3 => 0",
+    );
+}
+
+#[test]
+fn compare_and_set_and_delete_by_value() {
+    check(
+        "cas a 1 2 => -1
+         set a 1 ex 10 => OK
+         cas a 0 2 => 0
+         cas a 1 2 => 1
+         ttl a => -1
+         cas a 2 3 px 500 => 1
+         pttl a => 500
+         cas a 3 4 keepttl => 1
+         pttl a => 500
+         cas a 4 5 nx => -ERR syntax error
+         cad a 9 => 0
+         cad a 4 => 1
+         cad a 4 => -1
+         set b 1 px 5 => OK
+         wait 5
+         cas b 1 2 => -1
+         cad b 1 => -1",
+    );
+}
+
+#[test]
+fn versions_count_every_change_and_never_come_back() {
+    check(
+        "revision => 0
+         version a b => [0 0]
+         exset a 1 withversion => 1
+         exget a => [\"1\" 1]
+         exget b => nil
+         exset a 2 ver 7 => -ERR update version is stale
+         exset a 2 ver 1 withversion => 2
+         exset a 3 nx => nil
+         exset a 3 nx withversion => nil
+         exset a 3 xx => OK
+         exset b 1 ver 9 => OK
+         version a b c => [3 4 0]
+         excas a 4 2 => [CAS_FAILED \"3\" 3]
+         excas a 4 3 => [OK \"\" 5]
+         excas c 4 3 => -1
+         excad a 3 => 0
+         excad a 5 => 1
+         excad a 5 => -1
+         revision => 6
+         set a 1 => OK
+         exget a => [\"1\" 7]
+         append a 2 => 2
+         version a => [8]
+         expire a 100 => 1
+         version a => [9]
+         persist a => 1
+         incr a => 13
+         version a => [11]
+         mset a 1 b 2 => OK
+         version a b => [12 13]
+         get a => \"1\"
+         set a 1 nx => nil
+         del c => 0
+         revision => 13
+         flushall => OK
+         revision => 14
+         set a 1 => OK
+         version a => [15]
+         exset a 1 ver x => -ERR value is not an integer or out of range
+         exset a 1 ver => -ERR syntax error
+         exset a 1 get => -ERR syntax error
+         set a 1 ver 3 => -ERR syntax error",
+    );
+}
+
+#[test]
+fn ranges_are_in_the_order_of_bytes() {
+    check(
+        "range - + => [nil []]
+         mset a 1 ab 2 abc 3 b 4 c 5 => OK
+         set d 6 px 5 => OK
+         wait 5
+         range - + => [nil [\"a\" \"1\" \"ab\" \"2\" \"abc\" \"3\" \"b\" \"4\" \"c\" \"5\"]]
+         range - + keysonly limit 2 => [\"(ab\" [\"a\" \"ab\"]]
+         range (ab + keysonly limit 2 => [\"(b\" [\"abc\" \"b\"]]
+         range (b + keysonly limit 2 => [nil [\"c\"]]
+         range [ab (b => [nil [\"ab\" \"2\" \"abc\" \"3\"]]
+         range [ab [b withversions keysonly => [nil [\"ab\" 2 \"abc\" 3 \"b\" 4]]
+         range + - rev keysonly limit 2 => [\"(b\" [\"c\" \"b\"]]
+         range (b - rev keysonly => [nil [\"abc\" \"ab\" \"a\"]]
+         range [c [a => [nil []]
+         range (b (b => [nil []]
+         range [b [b => [nil [\"b\" \"4\"]]
+         prefix ab => [nil [\"ab\" \"2\" \"abc\" \"3\"]]
+         prefix ab keysonly limit 1 => [\"(ab\" [\"ab\"]]
+         prefix ab from (ab keysonly => [nil [\"abc\"]]
+         prefix ab from [a keysonly => [nil [\"ab\" \"abc\"]]
+         prefix ab from - keysonly => [nil [\"ab\" \"abc\"]]
+         prefix ab from [b keysonly => [nil []]
+         prefix '' keysonly limit 1 => [\"(a\" [\"a\"]]
+         range a + => -ERR a bound of a range is - or + for no bound, [key for the key and what follows, or (key for what follows it
+         range - + limit 0 => -ERR LIMIT must be positive
+         range - + limit => -ERR syntax error
+         prefix a rev => -ERR syntax error",
+    );
+}
+
+#[test]
+fn a_transaction_is_executed_whole_or_not_at_all() {
+    check(
+        "transaction 0 3 set a 1 2 incr a 2 get b => [OK 2 nil]
+         version a => [2]
+         transaction 1 a 2 2 incr a => [3]
+         transaction 1 a 2 2 incr a => nil
+         transaction 2 a 3 b 0 4 mset a 1 b 1 => -ERR syntax error
+         transaction 2 a 3 b 0 5 mset a 1 b 1 => [OK]
+         transaction 2 a 4 b 0 2 incr a => nil
+         transaction 1 a 4 => []
+         get a => \"1\"
+         transaction 0 2 incr => -ERR syntax error
+         transaction 0 1 incr => -ERR wrong number of arguments for 'incr' command
+         transaction 0 2 ping a => -ERR a transaction consists of reads and writes of keys
+         transaction 0 4 transaction 0 1 dbsize => -ERR a transaction consists of reads and writes of keys
+         transaction -1 a => -ERR syntax error
+         transaction 9223372036854775807 a => -ERR syntax error
+         transaction 0 3 set a 1 2 incr a 3 append a b => [OK 2 2]
+         transaction 0 2 incr a 2 del a => [-ERR value is not an integer or out of range 1]",
+    );
+}
+
+#[test]
+fn what_may_make_the_store_larger() {
+    let may_grow = |line: &str| super::may_grow(&Client::words(line));
+    for line in ["set a 1", "append a b", "mset a 1", "cas a 1 2", "transaction 0 2 del a 2 incr a", "incr a"]
+    {
+        assert!(may_grow(line), "{line}");
+    }
+    for line in
+        ["del a", "expire a 1", "get a", "flushall", "cad a 1", "transaction 0 2 del a 2 get a", "ping"]
+    {
+        assert!(!may_grow(line), "{line}");
+    }
+    // Whoever adds a write decides which it is.
+    let writes = table().iter().filter(|spec| spec.kind() == Kind::Write);
+    assert_eq!(writes.count(), 29);
+}
+
+#[test]
 fn limits_on_keys_and_values() {
     let limits = Limits { key_bytes_max: 3, value_bytes_max: 5, request_bytes_max: 1000 };
     let check = |line: &str, expected: Option<&str>| {

@@ -4,17 +4,37 @@ use bytes::Bytes;
 
 use super::{Context, NOT_AN_INTEGER, SYNTAX_ERROR, integer, value_too_long, wrong_arity};
 use crate::resp::{Reply, parse_integer};
-use crate::store::Store;
+use crate::store::{Record, Store};
 
 /// When `SET` takes effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SetCondition {
+pub enum SetCondition<'a> {
     /// Always.
     Always,
     /// If the key does not exist (`NX`).
     Absent,
     /// If the key exists (`XX`).
     Present,
+    /// If the key has this value (`IFEQ`).
+    Value(&'a [u8]),
+}
+
+/// What a key must have for a change to be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expected<'a> {
+    /// This value.
+    Value(&'a [u8]),
+    /// This version.
+    Version(u64),
+}
+
+impl Expected<'_> {
+    fn matches(&self, record: &Record) -> bool {
+        match *self {
+            Expected::Value(value) => record.value() == value,
+            Expected::Version(version) => record.version() == version,
+        }
+    }
 }
 
 /// What a command of the `SET` family answers.
@@ -26,6 +46,8 @@ pub enum SetReply {
     Integer,
     /// The previous value or nil, whether the condition held or not.
     Previous,
+    /// The new version, or nil if the condition did not hold.
+    Version,
 }
 
 /// What becomes of a key's expiry when its value is set.
@@ -65,14 +87,16 @@ pub struct ExpireCondition {
 /// A parsed command that writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Write<'a> {
-    /// `SET`, `SETNX`, `SETEX`, `PSETEX` and `GETSET`.
+    /// `SET`, `SETNX`, `SETEX`, `PSETEX`, `GETSET` and `EXSET`.
     Set {
         /// The key.
         key: &'a [u8],
         /// Its new value.
         value: &'a [u8],
         /// When to set it.
-        condition: SetCondition,
+        condition: SetCondition<'a>,
+        /// The version that it must have, if it exists.
+        version: Option<u64>,
         /// What becomes of its expiry.
         expiry: SetExpiry,
         /// What to answer.
@@ -97,6 +121,26 @@ pub enum Write<'a> {
     Expire(&'a [u8], Deadline, ExpireCondition),
     /// `PERSIST`.
     Persist(&'a [u8]),
+    /// `CAS` and `EXCAS`.
+    CompareAndSet {
+        /// The key.
+        key: &'a [u8],
+        /// What it must have.
+        expected: Expected<'a>,
+        /// Its new value.
+        value: &'a [u8],
+        /// What becomes of its expiry.
+        expiry: SetExpiry,
+    },
+    /// `CAD`, `EXCAD` and `DELIFEQ`.
+    CompareAndRemove {
+        /// The key.
+        key: &'a [u8],
+        /// What it must have.
+        expected: Expected<'a>,
+        /// What to answer if it does not exist.
+        absent: i64,
+    },
     /// `FLUSHALL` and `FLUSHDB`.
     Clear,
 }
@@ -114,6 +158,18 @@ impl Deadline {
     }
 }
 
+impl SetExpiry {
+    /// When the key will expire, which has been `current` so far.
+    fn resolve(&self, current: Option<&Record>, now_ms: u64) -> Result<Option<u64>, Reply> {
+        Ok(match self {
+            SetExpiry::Clear => None,
+            SetExpiry::Keep => current.and_then(Record::expires_at_ms),
+            // A time before the epoch is as past as the epoch itself.
+            SetExpiry::At(deadline) => Some(deadline.resolve(now_ms)?.max(0) as u64),
+        })
+    }
+}
+
 impl ExpireCondition {
     fn allows(&self, new_ms: i64, current_ms: Option<u64>) -> bool {
         let current_ms = current_ms.map(|current_ms| i64::try_from(current_ms).unwrap_or(i64::MAX));
@@ -128,27 +184,30 @@ impl Write<'_> {
     pub(super) fn run(&self, store: &mut Store, context: &Context) -> Reply {
         let now_ms = context.now_ms;
         match *self {
-            Write::Set { key, value, condition, expiry, reply } => {
+            Write::Set { key, value, condition, version, expiry, reply } => {
                 let current = store.get(key, now_ms);
                 let holds = match condition {
                     SetCondition::Always => true,
                     SetCondition::Absent => current.is_none(),
                     SetCondition::Present => current.is_some(),
+                    SetCondition::Value(value) => current.is_some_and(|record| record.value() == value),
                 };
+                if let (Some(record), Some(version)) = (current, version)
+                    && record.version() != version
+                {
+                    return Reply::error("ERR update version is stale");
+                }
                 let answer = match reply {
                     SetReply::Status if holds => Reply::OK,
                     SetReply::Status => Reply::Nil,
                     SetReply::Integer => Reply::Integer(holds.into()),
                     SetReply::Previous => Reply::bulk_or_nil(current.map(|record| record.value().clone())),
+                    SetReply::Version if holds => Reply::Integer((store.revision() + 1) as i64),
+                    SetReply::Version => Reply::Nil,
                 };
-                let expires_at_ms = match expiry {
-                    SetExpiry::Clear => None,
-                    SetExpiry::Keep => current.and_then(|record| record.expires_at_ms()),
-                    SetExpiry::At(deadline) => match deadline.resolve(now_ms) {
-                        // A time before the epoch is as past as the epoch itself.
-                        Ok(at_ms) => Some(at_ms.max(0) as u64),
-                        Err(error) => return error,
-                    },
+                let expires_at_ms = match expiry.resolve(current, now_ms) {
+                    Ok(expires_at_ms) => expires_at_ms,
+                    Err(error) => return error,
                 };
                 if holds {
                     store.set(key, value, expires_at_ms);
@@ -189,15 +248,48 @@ impl Write<'_> {
                 store.set(key, number.to_string().as_bytes(), expires_at_ms);
                 Reply::Integer(number)
             }
+            Write::CompareAndSet { key, expected, value, expiry } => {
+                let Some(current) = store.get(key, now_ms) else { return Reply::Integer(-1) };
+                let holds = expected.matches(current);
+                let answer = match expected {
+                    Expected::Value(_) => Reply::Integer(holds.into()),
+                    Expected::Version(_) if holds => Reply::Array(vec![
+                        Reply::OK,
+                        Reply::bulk(""),
+                        Reply::Integer((store.revision() + 1) as i64),
+                    ]),
+                    Expected::Version(_) => Reply::Array(vec![
+                        Reply::Status("CAS_FAILED".into()),
+                        Reply::Bulk(current.value().clone()),
+                        Reply::Integer(current.version() as i64),
+                    ]),
+                };
+                let expires_at_ms = match expiry.resolve(Some(current), now_ms) {
+                    Ok(expires_at_ms) => expires_at_ms,
+                    Err(error) => return error,
+                };
+                if holds {
+                    store.set(key, value, expires_at_ms);
+                }
+                answer
+            }
+            Write::CompareAndRemove { key, expected, absent } => {
+                let Some(current) = store.get(key, now_ms) else { return Reply::Integer(absent) };
+                let holds = expected.matches(current);
+                if holds {
+                    store.remove(key, now_ms);
+                }
+                Reply::Integer(holds.into())
+            }
             Write::GetRemove(key) => {
                 let value = store.get(key, now_ms).map(|record| record.value().clone());
-                store.remove(key);
+                store.remove(key, now_ms);
                 Reply::bulk_or_nil(value)
             }
             Write::Remove(keys) => {
                 let removed = keys.iter().filter(|key| {
                     let visible = store.get(key, now_ms).is_some();
-                    store.remove(key);
+                    store.remove(key, now_ms);
                     visible
                 });
                 Reply::Integer(removed.count() as i64)
@@ -213,7 +305,7 @@ impl Write<'_> {
                 }
                 match u64::try_from(at_ms) {
                     Ok(at_ms) if at_ms > now_ms => store.set_expiry(key, Some(at_ms)),
-                    _ => drop(store.remove(key)),
+                    _ => drop(store.remove(key, now_ms)),
                 }
                 Reply::Integer(1)
             }
@@ -233,25 +325,97 @@ impl Write<'_> {
 }
 
 pub(super) fn set(arguments: &[Bytes]) -> Result<Write<'_>, Reply> {
+    set_with_options(arguments, "set")
+}
+
+/// `EXSET key value [EX … | PX … | EXAT … | PXAT … | KEEPTTL] [NX | XX] [VER version] [WITHVERSION]`, as of TairString. The version of a
+/// key that does not exist is not looked at.
+pub(super) fn exset(arguments: &[Bytes]) -> Result<Write<'_>, Reply> {
+    set_with_options(arguments, "exset")
+}
+
+fn set_with_options<'a>(arguments: &'a [Bytes], command: &'static str) -> Result<Write<'a>, Reply> {
+    let versioned = command == "exset";
     let mut condition = SetCondition::Always;
+    let mut expected = None;
     let mut expiry = SetExpiry::Clear;
     let mut reply = SetReply::Status;
     let mut options = arguments[3..].iter();
     while let Some(option) = options.next() {
         match option.to_ascii_uppercase().as_slice() {
-            b"NX" if condition != SetCondition::Present => condition = SetCondition::Absent,
-            b"XX" if condition != SetCondition::Absent => condition = SetCondition::Present,
-            b"GET" => reply = SetReply::Previous,
-            b"KEEPTTL" if !matches!(expiry, SetExpiry::At(_)) => expiry = SetExpiry::Keep,
-            name @ (b"EX" | b"PX" | b"EXAT" | b"PXAT") if expiry == SetExpiry::Clear => {
-                let amount = options.next().ok_or(SYNTAX_ERROR)?;
-                let unit_ms = if name.starts_with(b"EX") { 1000 } else { 1 };
-                expiry = SetExpiry::At(positive_deadline(amount, unit_ms, !name.ends_with(b"AT"), "set")?);
+            b"NX" if matches!(condition, SetCondition::Always | SetCondition::Absent) => {
+                condition = SetCondition::Absent;
             }
-            _ => return Err(SYNTAX_ERROR),
+            b"XX" if matches!(condition, SetCondition::Always | SetCondition::Present) => {
+                condition = SetCondition::Present;
+            }
+            b"IFEQ" if !versioned && condition == SetCondition::Always => {
+                condition = SetCondition::Value(options.next().ok_or(SYNTAX_ERROR)?);
+            }
+            b"GET" if !versioned => reply = SetReply::Previous,
+            b"WITHVERSION" if versioned => reply = SetReply::Version,
+            b"VER" if versioned => expected = Some(version(options.next().ok_or(SYNTAX_ERROR)?)?),
+            name => expiry = expiry_option(name, expiry, &mut options, command)?,
         }
     }
-    Ok(Write::Set { key: &arguments[1], value: &arguments[2], condition, expiry, reply })
+    let (key, value) = (&arguments[1], &arguments[2]);
+    Ok(Write::Set { key, value, condition, version: expected, expiry, reply })
+}
+
+/// One of the options that say when a key expires, after `expiry` from the options before it.
+fn expiry_option<'a>(
+    name: &[u8],
+    expiry: SetExpiry,
+    options: &mut impl Iterator<Item = &'a Bytes>,
+    command: &'static str,
+) -> Result<SetExpiry, Reply> {
+    match name {
+        b"KEEPTTL" if !matches!(expiry, SetExpiry::At(_)) => Ok(SetExpiry::Keep),
+        b"EX" | b"PX" | b"EXAT" | b"PXAT" if expiry == SetExpiry::Clear => {
+            let amount = options.next().ok_or(SYNTAX_ERROR)?;
+            let unit_ms = if name.starts_with(b"EX") { 1000 } else { 1 };
+            Ok(SetExpiry::At(positive_deadline(amount, unit_ms, !name.ends_with(b"AT"), command)?))
+        }
+        _ => Err(SYNTAX_ERROR),
+    }
+}
+
+fn version(argument: &[u8]) -> Result<u64, Reply> {
+    u64::try_from(integer(argument)?).map_err(|_| NOT_AN_INTEGER)
+}
+
+/// `CAS key old new [EX … | PX … | EXAT … | PXAT … | KEEPTTL]`, as of TairString.
+pub(super) fn cas(arguments: &[Bytes]) -> Result<Write<'_>, Reply> {
+    let mut expiry = SetExpiry::Clear;
+    let mut options = arguments[4..].iter();
+    while let Some(option) = options.next() {
+        expiry = expiry_option(&option.to_ascii_uppercase(), expiry, &mut options, "cas")?;
+    }
+    let (expected, value) = (Expected::Value(&arguments[2]), &arguments[3]);
+    Ok(Write::CompareAndSet { key: &arguments[1], expected, value, expiry })
+}
+
+/// `EXCAS key new version`, as of TairString.
+pub(super) fn excas(arguments: &[Bytes]) -> Result<Write<'_>, Reply> {
+    Ok(Write::CompareAndSet {
+        key: &arguments[1],
+        expected: Expected::Version(version(&arguments[3])?),
+        value: &arguments[2],
+        expiry: SetExpiry::Keep,
+    })
+}
+
+pub(super) fn cad(arguments: &[Bytes]) -> Result<Write<'_>, Reply> {
+    Ok(Write::CompareAndRemove { key: &arguments[1], expected: Expected::Value(&arguments[2]), absent: -1 })
+}
+
+pub(super) fn excad(arguments: &[Bytes]) -> Result<Write<'_>, Reply> {
+    let expected = Expected::Version(version(&arguments[2])?);
+    Ok(Write::CompareAndRemove { key: &arguments[1], expected, absent: -1 })
+}
+
+pub(super) fn delifeq(arguments: &[Bytes]) -> Result<Write<'_>, Reply> {
+    Ok(Write::CompareAndRemove { key: &arguments[1], expected: Expected::Value(&arguments[2]), absent: 0 })
 }
 
 pub(super) fn setnx(arguments: &[Bytes]) -> Result<Write<'_>, Reply> {
@@ -259,6 +423,7 @@ pub(super) fn setnx(arguments: &[Bytes]) -> Result<Write<'_>, Reply> {
         key: &arguments[1],
         value: &arguments[2],
         condition: SetCondition::Absent,
+        version: None,
         expiry: SetExpiry::Clear,
         reply: SetReply::Integer,
     })
@@ -269,6 +434,7 @@ pub(super) fn getset(arguments: &[Bytes]) -> Result<Write<'_>, Reply> {
         key: &arguments[1],
         value: &arguments[2],
         condition: SetCondition::Always,
+        version: None,
         expiry: SetExpiry::Clear,
         reply: SetReply::Previous,
     })
@@ -287,6 +453,7 @@ fn set_expiring<'a>(arguments: &'a [Bytes], unit_ms: i64, command: &'static str)
         key: &arguments[1],
         value: &arguments[3],
         condition: SetCondition::Always,
+        version: None,
         expiry: SetExpiry::At(positive_deadline(&arguments[2], unit_ms, true, command)?),
         reply: SetReply::Status,
     })

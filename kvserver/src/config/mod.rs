@@ -150,6 +150,10 @@ pub struct Settings {
     pub connections_max: u64,
     /// How many bytes of replies a node keeps for a Redis client that does not read them yet.
     pub output_bytes_max: u64,
+    /// How many bytes of changes a node keeps for those who watch keys.
+    pub watch_history_bytes: u64,
+    /// Above this a leader refuses writes that may take memory; 0 for no limit.
+    pub memory_bytes_max: u64,
 }
 
 impl Settings {
@@ -181,6 +185,8 @@ impl Settings {
             value_bytes_max: 0,
             connections_max: 0,
             output_bytes_max: 0,
+            watch_history_bytes: 0,
+            memory_bytes_max: 0,
         };
         for number in NUMBERS {
             *(number.field)(&mut settings) = number.default;
@@ -277,6 +283,28 @@ static NUMBERS: &[Number] = &[
         max: 16 * GIB,
         meaning: &["How many bytes of replies are kept for a Redis client that does not read them yet."],
         field: |settings| &mut settings.output_bytes_max,
+    },
+    Number {
+        name: "watch_history_bytes",
+        default: 16 * MIB,
+        min: 64 * KIB,
+        max: 64 * GIB,
+        meaning: &[
+            "How many bytes of changes a node keeps in memory for those who watch keys (CHANGES). A watcher that was away",
+            "for longer must read the keys again.",
+        ],
+        field: |settings| &mut settings.watch_history_bytes,
+    },
+    Number {
+        name: "memory_bytes_max",
+        default: 0,
+        min: 0,
+        max: 1024 * 1024 * GIB,
+        meaning: &[
+            "Above this many bytes of keys and values (with 160 bytes for each key) writes that may take memory are refused",
+            "with OOM, until keys are deleted or expire; 0 for no limit. The process takes somewhat more.",
+        ],
+        field: |settings| &mut settings.memory_bytes_max,
     },
 ];
 

@@ -8,10 +8,12 @@
 //! Expired keys are removed as entries are applied, a bounded number for each. On an idle cluster nothing is
 //! applied, so the leader should propose [`Proposal::tick`] while [`KvMachine::is_tick_due`] says so.
 
+mod history;
 mod proposal;
 mod snapshot;
 
 use std::io::Read;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -21,21 +23,24 @@ use crate::session::{Admission, SessionError, SessionLimits, Sessions};
 use crate::store::{SnapshotError, Store};
 use squall_raft::planted::{Mistake, planted};
 
+pub use history::{Compacted, Filter, History, Page};
 pub use proposal::{Proposal, ProposalError};
 pub use snapshot::MachineView;
 
-/// How many expired keys an entry removes, and how many more for each of its commands. A command gives an
-/// expiry to one key at most, so removal keeps pace with any traffic.
+/// How many expired keys an entry removes, and how many more for each argument of its commands. A command gives an
+/// expiry to one key at most and has more arguments than one, so removal keeps pace with any traffic.
 const PURGED_PER_ENTRY: usize = 64;
-const PURGED_PER_COMMAND: usize = 2;
+const PURGED_PER_ARGUMENT: usize = 1;
 
-/// What must be the same on all replicas of a cluster, or they diverge.
+/// What must be the same on all replicas of a cluster, or they diverge, but for the last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MachineOptions {
     /// Keys the hash that orders the store. The cluster's id serves well: clients are not told it.
     pub hash_key: u128,
     /// The bounds of the session table.
     pub sessions: SessionLimits,
+    /// How many bytes of changes are kept for those who watch. May differ between replicas.
+    pub history_bytes_max: usize,
 }
 
 /// A committed entry that was not executed. Every replica finds the same.
@@ -71,6 +76,7 @@ pub struct KvMachine {
     store: Store,
     sessions: Sessions,
     log_time_ms: u64,
+    history: Arc<History>,
 }
 
 impl KvMachine {
@@ -81,7 +87,13 @@ impl KvMachine {
             store: Store::new(options.hash_key),
             sessions: Sessions::new(options.sessions),
             log_time_ms: 0,
+            history: Arc::new(History::new(options.history_bytes_max)),
         }
+    }
+
+    /// The latest changes, for those who watch.
+    pub fn history(&self) -> &Arc<History> {
+        &self.history
     }
 
     /// Applies a committed entry and returns a reply for each of its commands.
@@ -96,16 +108,24 @@ impl KvMachine {
         }
         self.log_time_ms = self.log_time_ms.max(now_ms);
         let context = Context { now_ms: self.log_time_ms, value_bytes_max: proposal.value_bytes_max };
-        let purged_max = PURGED_PER_ENTRY + PURGED_PER_COMMAND * proposal.commands.len();
+        // Counted in arguments, because a transaction is a command with others in it.
+        let arguments = proposal.commands.iter().map(Vec::len).sum::<usize>();
+        let purged_max = PURGED_PER_ENTRY + PURGED_PER_ARGUMENT * arguments;
         self.store.purge_expired(context.now_ms, purged_max);
         self.store.free_cleared();
 
+        let result = self.run(&proposal, &context);
+        self.history.record(self.store.take_changes());
+        result
+    }
+
+    fn run(&mut self, proposal: &Proposal, context: &Context) -> Result<Vec<Reply>, ApplyError> {
         if let Some((client_id, seq)) = proposal.session
             && let Admission::Repeat(replies) = self.sessions.admit(client_id, seq, context.now_ms)?
         {
             return Ok(replies);
         }
-        let run = |arguments: &Vec<Bytes>| command::execute(&mut self.store, &context, arguments);
+        let run = |arguments: &Vec<Bytes>| command::execute(&mut self.store, context, arguments);
         let replies: Vec<Reply> = proposal.commands.iter().map(run).collect();
         if let Some((client_id, seq)) = proposal.session {
             self.sessions.record(client_id, seq, context.now_ms, &replies);
@@ -157,7 +177,11 @@ impl KvMachine {
     /// # Blocking
     /// As `input` does, and until the former state is freed.
     pub fn restore(&mut self, input: &mut dyn Read) -> Result<(), SnapshotError> {
+        let history = Arc::clone(&self.history);
         *self = Self::read_snapshot(self.options, input)?;
+        // Those who watch keep what they hold, and learn whether they have missed something.
+        history.restart(self.store.revision());
+        self.history = history;
         Ok(())
     }
 }
@@ -171,6 +195,7 @@ mod tests {
     const OPTIONS: MachineOptions = MachineOptions {
         hash_key: 42,
         sessions: SessionLimits { sessions_max: 4, idle_ms_max: 1000, reply_bytes_max: 1000 },
+        history_bytes_max: 1 << 20,
     };
 
     fn entry(session: Option<(u128, u64)>, now_ms: u64, lines: &[&str]) -> Bytes {
@@ -333,7 +358,7 @@ mod tests {
 
         #[test]
         fn reading_arbitrary_bytes_as_a_snapshot_does_not_panic(bytes in prop::collection::vec(any::<u8>(), 0..80)) {
-            let framed = [b"SQUALLKV\x01\0\0\0".as_slice(), &bytes].concat();
+            let framed = [b"SQUALLKV\x02\0\0\0".as_slice(), &bytes].concat();
             prop_assert!(restore(&framed).is_err());
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! magic      "SQUALLKV"
-//! version    u32, little-endian: 1
+//! version    u32, little-endian: 2
 //! log time   varint, milliseconds since the Unix epoch
 //! records    see store/snapshot.rs
 //! sessions   see session.rs
@@ -12,15 +12,16 @@
 //! Equal states are equal bytes. The stream must end where the snapshot does.
 
 use std::io::{self, BufWriter, Read, Write};
+use std::sync::Arc;
 
-use super::{KvMachine, MachineOptions};
+use super::{History, KvMachine, MachineOptions};
 use crate::codec;
 use crate::session::{Sessions, SessionsView};
 use crate::store::{SnapshotError, Store, StoreView};
 use squall_raft::planted::{Mistake, planted};
 
 const MAGIC: [u8; 8] = *b"SQUALLKV";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const BUFFER_BYTES: usize = 64 * 1024;
 
 /// The state as it was at one moment. See [`KvMachine::view`].
@@ -95,7 +96,9 @@ impl KvMachine {
         if input.read(&mut word)? != 0 {
             return Err(SnapshotError::Damaged("bytes after the end"));
         }
-        Ok(Self { options, store, sessions, log_time_ms })
+        let history = Arc::new(History::new(options.history_bytes_max));
+        history.restart(store.revision());
+        Ok(Self { options, store, sessions, log_time_ms, history })
     }
 }
 

@@ -1,7 +1,7 @@
 //! The Redis front end's way into the cluster.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -9,6 +9,7 @@ use super::executor::{ExecuteFailure, Executor, Request};
 use super::machine::Gauges;
 use super::role_name;
 use crate::config::{NodeConfig, Settings};
+use crate::machine::{Compacted, Filter, History, Page};
 use crate::resp::{Backend, BackendError, ClientSession, Reply, ServerInfo};
 
 pub(super) struct NodeBackend {
@@ -16,6 +17,7 @@ pub(super) struct NodeBackend {
     cluster_id: String,
     redis_port: u16,
     gauges: Arc<Gauges>,
+    history: Arc<History>,
     started: Instant,
 }
 
@@ -25,6 +27,7 @@ impl NodeBackend {
         node: &NodeConfig,
         settings: &Settings,
         gauges: Arc<Gauges>,
+        history: Arc<History>,
         started: Instant,
     ) -> Self {
         Self {
@@ -32,6 +35,7 @@ impl NodeBackend {
             cluster_id: settings.cluster_id_short(),
             redis_port: node.redis_port,
             gauges,
+            history,
             started,
         }
     }
@@ -87,8 +91,19 @@ impl Backend for NodeBackend {
             ExecuteFailure::Overloaded(reason) => BackendError::Overloaded(reason),
             ExecuteFailure::Session(error) => BackendError::Refused(error.to_string()),
             ExecuteFailure::Refused(reason) => BackendError::Refused(reason),
+            ExecuteFailure::OutOfMemory(reason) => BackendError::OutOfMemory(reason),
             ExecuteFailure::Stopped => BackendError::Stopping,
         })
+    }
+
+    fn changes(
+        &self,
+        seen: u64,
+        filter: &Filter,
+        count_max: usize,
+        wait: Duration,
+    ) -> Result<Page, Compacted> {
+        self.history.read(seen, filter, count_max, wait)
     }
 
     fn info(&self) -> ServerInfo {

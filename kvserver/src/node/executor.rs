@@ -16,8 +16,9 @@ use squall_rpc::proto::kv::execute_error::Kind;
 use squall_rpc::proto::kv::{Command, ExecuteError, ExecuteRequest, ExecuteResponse};
 use squall_rpc::{Client, Method, RpcError, proto};
 
-use super::machine::{Output, Query, ReplicatedMachine};
+use super::machine::{Gauges, Output, Query, ReplicatedMachine};
 use super::transport::Peers;
+use crate::command;
 use crate::machine::{ApplyError, Proposal};
 use crate::resp::{Protocol, Reply};
 use crate::session::SessionError;
@@ -60,6 +61,9 @@ pub enum ExecuteFailure {
     /// Not executed: the request cannot be.
     #[error("{0}")]
     Refused(String),
+    /// Not executed: the store has no room, and this may take some.
+    #[error("{0}")]
+    OutOfMemory(String),
     /// Not executed: the node is stopping.
     #[error("the node is stopping")]
     Stopped,
@@ -72,6 +76,28 @@ pub(super) struct Executor {
     pub peers: Arc<Peers>,
     pub value_bytes_max: u64,
     pub no_leader_wait: Duration,
+    pub memory: MemoryLimit,
+}
+
+/// How much the store may take before writes that may take more are refused.
+#[derive(Clone)]
+pub(super) struct MemoryLimit {
+    /// 0 for no limit.
+    pub bytes_max: u64,
+    pub gauges: Arc<Gauges>,
+}
+
+impl MemoryLimit {
+    fn check(&self, commands: &[Vec<Bytes>]) -> Result<(), ExecuteFailure> {
+        let (bytes, bytes_max) = (self.gauges.store_bytes(), self.bytes_max);
+        if bytes_max == 0 || bytes <= bytes_max || !commands.iter().any(|command| command::may_grow(command))
+        {
+            return Ok(());
+        }
+        Err(ExecuteFailure::OutOfMemory(format!(
+            "the store has {bytes} bytes, the limit is {bytes_max} (memory_bytes_max): delete keys, or raise it on every node"
+        )))
+    }
 }
 
 pub(super) fn now_ms() -> u64 {
@@ -95,6 +121,7 @@ impl Executor {
                 }));
             });
         } else {
+            self.memory.check(&request.commands)?;
             let proposal = Proposal {
                 session: request.session,
                 now_ms: now_ms(),
@@ -244,6 +271,7 @@ fn failure_to_wire(failure: &ExecuteFailure) -> ExecuteError {
         ExecuteFailure::NotLeader { leader: None } | ExecuteFailure::Stopped => (Kind::NoLeader, 0),
         ExecuteFailure::Indefinite(_) => (Kind::Indefinite, 0),
         ExecuteFailure::Overloaded(_) => (Kind::Overloaded, 0),
+        ExecuteFailure::OutOfMemory(_) => (Kind::OutOfMemory, 0),
         ExecuteFailure::Session(SessionError::Expired { .. }) => (Kind::SessionExpired, 0),
         ExecuteFailure::Session(SessionError::Stale { .. }) | ExecuteFailure::Refused(_) => {
             (Kind::BadRequest, 0)
@@ -258,6 +286,7 @@ fn failure_from_wire(error: ExecuteError) -> ExecuteFailure {
         Kind::NotLeader => ExecuteFailure::NotLeader { leader: Some(error.leader_id) },
         Kind::NoLeader => ExecuteFailure::NotLeader { leader: None },
         Kind::Overloaded => ExecuteFailure::Overloaded(error.message),
+        Kind::OutOfMemory => ExecuteFailure::OutOfMemory(error.message),
         Kind::SessionExpired => ExecuteFailure::Session(SessionError::Expired { seq: 0 }),
         Kind::BadRequest => ExecuteFailure::Refused(error.message),
         // An error that a newer release invented says nothing about what was done.

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use squall_raft::core::types::{Index, Term};
 use squall_raft::group::{SnapshotView, StateMachine};
 
-use crate::machine::{ApplyError, KvMachine, MachineOptions, MachineStats, MachineView};
+use crate::machine::{ApplyError, History, KvMachine, MachineOptions, MachineStats, MachineView};
 use crate::resp::Reply;
 
 /// A linearizable read of several commands, as of the reader's time.
@@ -43,6 +43,11 @@ impl Gauges {
         }
     }
 
+    /// The memory accounted to keys and values, in bytes.
+    pub fn store_bytes(&self) -> u64 {
+        self.store_bytes.load(Ordering::Relaxed)
+    }
+
     /// Whether expired or cleared keys wait to be removed by an entry.
     pub fn is_tick_due(&self, now_ms: u64) -> bool {
         self.tick_due_ms.load(Ordering::Relaxed) <= now_ms
@@ -70,6 +75,11 @@ impl ReplicatedMachine {
         let machine = KvMachine::new(options);
         gauges.publish(&machine);
         Self { machine, gauges }
+    }
+
+    /// The latest changes, for those who watch.
+    pub fn history(&self) -> &Arc<History> {
+        self.machine.history()
     }
 }
 

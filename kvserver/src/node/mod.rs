@@ -30,12 +30,12 @@ pub use executor::{ExecuteFailure, Request};
 pub(crate) use executor::call;
 
 use crate::config::{ClusterConfig, ConfigError, NodeConfig};
-use crate::machine::{MachineOptions, Proposal};
+use crate::machine::{History, MachineOptions, Proposal};
 use crate::resp::{FrontEnd, FrontEndOptions, RedisServer};
 use crate::session::SessionLimits;
 use admin::{Admin, AdminServer};
 use backend::NodeBackend;
-use executor::Executor;
+use executor::{Executor, MemoryLimit};
 use machine::{Gauges, ReplicatedMachine};
 use service::Service;
 use transport::Peers;
@@ -118,6 +118,7 @@ pub struct Node {
     rpc: Server,
     redis: RedisServer,
     admin: AdminServer,
+    history: Arc<History>,
 }
 
 impl Node {
@@ -172,8 +173,13 @@ impl Node {
         )
         .map_err(data_error)?;
         let gauges = Arc::new(Gauges::default());
-        let options = MachineOptions { hash_key: settings.cluster_id, sessions: SessionLimits::DEFAULT };
+        let options = MachineOptions {
+            hash_key: settings.cluster_id,
+            sessions: SessionLimits::DEFAULT,
+            history_bytes_max: usize::try_from(settings.watch_history_bytes).unwrap_or(usize::MAX),
+        };
         let machine = ReplicatedMachine::new(options, gauges.clone());
+        let history = Arc::clone(machine.history());
         let group_config = GroupConfig { observer, ..group_config(config, id, command_bytes_max) };
         let group = Group::start(group_config, storage, peers.clone(), machine).map_err(data_error)?;
 
@@ -182,6 +188,7 @@ impl Node {
             peers: peers.clone(),
             value_bytes_max: settings.value_bytes_max,
             no_leader_wait: Duration::from_millis(settings.no_leader_wait_ms),
+            memory: MemoryLimit { bytes_max: settings.memory_bytes_max, gauges: gauges.clone() },
         };
         let service = Service {
             executor: executor.clone(),
@@ -211,7 +218,8 @@ impl Node {
         };
 
         let started = Instant::now();
-        let backend = Arc::new(NodeBackend::new(executor, node, settings, gauges.clone(), started));
+        let backend =
+            Arc::new(NodeBackend::new(executor, node, settings, gauges.clone(), history.clone(), started));
         let front_end = Arc::new(FrontEnd::new(
             backend,
             FrontEndOptions {
@@ -241,7 +249,7 @@ impl Node {
             rpc.local_addr(),
             admin.address()
         );
-        Ok(Self { id, group, peers, rpc, redis, admin })
+        Ok(Self { id, group, peers, rpc, redis, admin, history })
     }
 
     /// Waits until the node has stopped: by [`Node::stop`], or because it had to.
@@ -260,6 +268,7 @@ impl Node {
     /// # Blocking
     /// For some seconds at most.
     pub fn stop(&self) {
+        self.history.close();
         self.redis.stop();
         self.admin.stop();
         self.rpc.shutdown();

@@ -8,14 +8,18 @@ use std::io::{self, BufWriter, Read, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::changes;
 use super::clients::{Client, Registration};
 use super::info::REDIS_VERSION;
+use super::transaction::{Pending, Ready};
 use super::{Clients, Limits, Protocol, Reply, Request, RequestParser, ServerInfo, parse_integer};
 use crate::command::{self, ConnectionCommand, Kind, SYNTAX_ERROR, Spec};
 use crate::config::Password;
+use crate::machine::{Compacted, Filter, Page};
 use crate::store::glob;
 
 /// A batch is handed over when it reaches either of these, though more requests have arrived.
@@ -44,6 +48,21 @@ pub trait Backend: Send + Sync {
         read_only: bool,
     ) -> Result<Vec<Reply>, BackendError>;
 
+    /// The changes that follow revision `seen`, as [`History::read`](crate::machine::History::read) tells them, from this node.
+    ///
+    /// # Errors
+    /// [`Compacted`].
+    ///
+    /// # Blocking
+    /// Up to `wait`.
+    fn changes(
+        &self,
+        seen: u64,
+        filter: &Filter,
+        count_max: usize,
+        wait: Duration,
+    ) -> Result<Page, Compacted>;
+
     /// What `INFO` tells.
     fn info(&self) -> ServerInfo;
 }
@@ -67,6 +86,9 @@ pub enum BackendError {
     /// The batch was refused. It was not executed.
     #[error("ERR {0}")]
     Refused(String),
+    /// The batch may take memory, of which too much is taken. It was not executed.
+    #[error("OOM {0}")]
+    OutOfMemory(String),
 }
 
 /// What the backend is told about a connection, and may remember with it.
@@ -179,6 +201,7 @@ struct Connection<'a, W: Write> {
     batch: Vec<Vec<Bytes>>,
     batch_bytes: usize,
     batch_read_only: bool,
+    transaction: Pending,
     /// Set when the connection is to end after what was written.
     closing: bool,
 }
@@ -201,6 +224,7 @@ impl<'a, W: Write> Connection<'a, W> {
             batch: Vec::new(),
             batch_bytes: 0,
             batch_read_only: true,
+            transaction: Pending::default(),
             closing: false,
         }
     }
@@ -222,6 +246,7 @@ impl<'a, W: Write> Connection<'a, W> {
                             true => command::refusal_reply(&refusal, &self.front.options.limits),
                             false => NO_AUTH,
                         };
+                        self.transaction.note_error();
                         self.reply(&reply)?;
                     }
                     Ok(None) => break,
@@ -243,6 +268,7 @@ impl<'a, W: Write> Connection<'a, W> {
         let spec = match self.admit(&arguments) {
             Ok(spec) => spec,
             Err(reply) => {
+                self.transaction.note_error();
                 self.closing = is_http(&arguments[0]);
                 if self.closing {
                     // A web page made the browser talk to this port. Whatever the request's body holds must
@@ -258,6 +284,17 @@ impl<'a, W: Write> Connection<'a, W> {
                 self.run_batch()?;
                 self.front.commands_total.fetch_add(1, Ordering::Relaxed);
                 let reply = self.answer(command, &arguments).unwrap_or_else(|error| error);
+                self.reply(&reply)
+            }
+            kind if self.transaction.is_queueing() => {
+                let bytes_max = self.front.options.limits.request_bytes_max;
+                let reply = match spec.name() {
+                    "transaction" => {
+                        self.transaction.note_error();
+                        Reply::error("ERR Command not allowed inside a transaction")
+                    }
+                    _ => self.transaction.push(arguments, kind == Kind::Write, bytes_max),
+                };
                 self.reply(&reply)
             }
             kind => {
@@ -291,8 +328,16 @@ impl<'a, W: Write> Connection<'a, W> {
         let commands = batch.len();
         let read_only = std::mem::replace(&mut self.batch_read_only, true);
         self.batch_bytes = 0;
+        let replies = self.execute(batch, read_only);
+        debug_assert_eq!(replies.len(), commands);
+        replies.iter().try_for_each(|reply| reply.write_to(self.protocol, &mut self.out))
+    }
+
+    /// As many replies as commands.
+    fn execute(&mut self, batch: Vec<Vec<Bytes>>, read_only: bool) -> Vec<Reply> {
+        let commands = batch.len();
         self.front.commands_total.fetch_add(commands as u64, Ordering::Relaxed);
-        let replies = match self.front.backend.execute(&mut self.session, batch, read_only) {
+        match self.front.backend.execute(&mut self.session, batch, read_only) {
             Ok(replies) if replies.len() == commands => replies,
             Ok(replies) => {
                 // A reply too few or too many would answer every later request with another one's reply.
@@ -303,8 +348,34 @@ impl<'a, W: Write> Connection<'a, W> {
                 ]
             }
             Err(error) => vec![Reply::Error(error.to_string().into()); commands],
-        };
-        replies.iter().try_for_each(|reply| reply.write_to(self.protocol, &mut self.out))
+        }
+    }
+
+    /// Executes what was queued since `MULTI`.
+    fn execute_transaction(&mut self) -> Result<Reply, Reply> {
+        match self.transaction.take()? {
+            Ready::Command(command) => Ok(self.execute(vec![command], false).remove(0)),
+            Ready::Reads(commands) if commands.is_empty() => Ok(Reply::Array(Vec::new())),
+            Ready::Reads(commands) => Ok(Reply::Array(self.execute(commands, true))),
+        }
+    }
+
+    fn watch(&mut self, keys: &[Bytes]) -> Result<Reply, Reply> {
+        self.transaction.may_watch()?;
+        let mut command = vec![Bytes::from_static(b"VERSION")];
+        command.extend_from_slice(keys);
+        match self.execute(vec![command], true).remove(0) {
+            Reply::Array(versions) => {
+                let version = |reply: &Reply| match reply {
+                    Reply::Integer(version) => *version as u64,
+                    _ => 0,
+                };
+                self.transaction.watch(keys, versions.iter().map(version));
+                Ok(Reply::OK)
+            }
+            // An error, for example that there is no leader.
+            reply => Err(reply),
+        }
     }
 
     /// Writes a reply, after those of the batch.
@@ -314,7 +385,31 @@ impl<'a, W: Write> Connection<'a, W> {
     }
 
     fn answer(&mut self, command: ConnectionCommand, arguments: &[Bytes]) -> Result<Reply, Reply> {
+        use ConnectionCommand::{Discard, Exec, Multi, Quit, Reset, Unwatch, Watch};
+        if self.transaction.is_queueing()
+            && !matches!(command, Discard | Exec | Multi | Quit | Reset | Unwatch | Watch)
+        {
+            self.transaction.note_error();
+            return Err(Reply::error("ERR Command not allowed inside a transaction"));
+        }
         match command {
+            ConnectionCommand::Multi => self.transaction.begin(),
+            ConnectionCommand::Exec => self.execute_transaction(),
+            ConnectionCommand::Discard => self.transaction.discard(),
+            ConnectionCommand::Watch => self.watch(&arguments[1..]),
+            // Within a transaction the watched keys still count, as in Redis.
+            ConnectionCommand::Unwatch if self.transaction.is_queueing() => Ok(Reply::OK),
+            ConnectionCommand::Unwatch => {
+                self.transaction.unwatch();
+                Ok(Reply::OK)
+            }
+            ConnectionCommand::Changes => {
+                let query = changes::parse(arguments)?;
+                // What was answered before must not wait for the next change.
+                self.out.flush().map_err(|error| Reply::Error(format!("ERR {error}").into()))?;
+                let page = self.front.backend.changes(query.seen, &query.filter, query.count_max, query.wait);
+                Ok(page.map_or_else(changes::compacted, changes::reply))
+            }
             ConnectionCommand::Ping => match arguments {
                 [_] => Ok(Reply::Status("PONG".into())),
                 [_, message] => Ok(Reply::Bulk(message.clone())),
@@ -330,6 +425,7 @@ impl<'a, W: Write> Connection<'a, W> {
                 Ok(Reply::OK)
             }
             ConnectionCommand::Reset => {
+                self.transaction = Pending::default();
                 self.set_protocol(Protocol::Resp2);
                 self.set_authenticated(self.front.options.password.is_none());
                 self.client().said().name.clear();
@@ -609,6 +705,17 @@ mod tests {
             machine.apply(&proposal.encode()).map_err(|error| BackendError::Refused(error.to_string()))
         }
 
+        fn changes(
+            &self,
+            seen: u64,
+            filter: &Filter,
+            count_max: usize,
+            wait: Duration,
+        ) -> Result<Page, Compacted> {
+            let history = Arc::clone(self.machine.lock().unwrap().history());
+            history.read(seen, filter, count_max, wait)
+        }
+
         fn info(&self) -> ServerInfo {
             ServerInfo {
                 raft_role: "leader".into(),
@@ -626,7 +733,8 @@ mod tests {
 
     impl Fixture {
         fn new(password: Option<&str>) -> Self {
-            let options = MachineOptions { hash_key: 0, sessions: SessionLimits::DEFAULT };
+            let options =
+                MachineOptions { hash_key: 0, sessions: SessionLimits::DEFAULT, history_bytes_max: 1 << 20 };
             let backend = Arc::new(Recorder {
                 machine: Mutex::new(KvMachine::new(options)),
                 batches: Mutex::default(),
@@ -712,6 +820,85 @@ mod tests {
             "-ERR value is 101 bytes, the limit is 100 (value_bytes_max)\r\n\
              -ERR key is 101 bytes, the limit is 10 (key_bytes_max)\r\n+PONG\r\n"
         );
+    }
+
+    #[test]
+    fn what_is_queued_is_executed_as_one() {
+        let fixture = Fixture::new(None);
+        let output = fixture
+            .talk("SET a 1\nMULTI\nINCR a\nGET a\nNOSUCH2\nDISCARD\nMULTI\nINCR a\nGET b\nEXEC\nEXEC\n");
+        assert_eq!(
+            output,
+            "+OK\r\n+OK\r\n+QUEUED\r\n+QUEUED\r\n-ERR unknown command 'NOSUCH2', with args beginning with: \r\n+OK\r\n\
+             +OK\r\n+QUEUED\r\n+QUEUED\r\n*2\r\n:2\r\n$-1\r\n-ERR EXEC without MULTI\r\n"
+        );
+        assert_eq!(*fixture.backend.batches.lock().unwrap(), [(1, false), (1, false)]);
+        let output = fixture.talk(
+            "MULTI\nGET a\nGET a\nEXEC\nMULTI\nEXEC\nMULTI\nPING\nEXEC\nMULTI\nMULTI\nSET c\nEXEC\nGET c\n",
+        );
+        assert_eq!(
+            output,
+            "+OK\r\n+QUEUED\r\n+QUEUED\r\n*2\r\n$1\r\n2\r\n$1\r\n2\r\n+OK\r\n*0\r\n\
+             +OK\r\n-ERR Command not allowed inside a transaction\r\n\
+             -EXECABORT Transaction discarded because of previous errors.\r\n\
+             +OK\r\n-ERR MULTI calls can not be nested\r\n-ERR wrong number of arguments for 'set' command\r\n\
+             -EXECABORT Transaction discarded because of previous errors.\r\n$-1\r\n"
+        );
+    }
+
+    #[test]
+    fn a_watched_key_that_was_changed_prevents_the_transaction() {
+        let fixture = Fixture::new(None);
+        let transaction = "MULTI\nSET b 1\nEXEC\n";
+        let done = "+OK\r\n+QUEUED\r\n*1\r\n+OK\r\n";
+        let prevented = "+OK\r\n+QUEUED\r\n$-1\r\n";
+        assert_eq!(fixture.talk(&format!("WATCH a\n{transaction}")), format!("+OK\r\n{done}"));
+        assert_eq!(
+            fixture.talk(&format!("WATCH a\nSET a 1\n{transaction}{transaction}")),
+            format!("+OK\r\n+OK\r\n{prevented}{done}")
+        );
+        assert_eq!(
+            fixture.talk(&format!("WATCH a b\nDEL a\n{transaction}")),
+            format!("+OK\r\n:1\r\n{prevented}")
+        );
+        assert_eq!(
+            fixture.talk(&format!("WATCH a\nSET a 1\nUNWATCH\n{transaction}")),
+            format!("+OK\r\n+OK\r\n+OK\r\n{done}")
+        );
+        assert_eq!(
+            fixture.talk("MULTI\nWATCH a\nDISCARD\nDISCARD\n"),
+            "+OK\r\n-ERR WATCH inside MULTI is not allowed\r\n+OK\r\n-ERR DISCARD without MULTI\r\n"
+        );
+        *fixture.backend.failure.lock().unwrap() = Some(BackendError::NoLeader);
+        assert_eq!(fixture.talk("WATCH a\n"), "-CLUSTERDOWN no leader\r\n");
+    }
+
+    #[test]
+    fn changes_are_told_in_order_from_any_revision() {
+        let fixture = Fixture::new(None);
+        fixture.talk("SET a 1 PXAT 90000\nAPPEND a 2\nSET b 1\nPERSIST a\nDEL a\nFLUSHALL\n");
+        let output = fixture.talk("CHANGES 0 KEY a\n");
+        assert_eq!(
+            output,
+            "*2\r\n:6\r\n*5\r\n\
+             *5\r\n:1\r\n$3\r\nset\r\n$1\r\na\r\n$1\r\n1\r\n:90000\r\n\
+             *4\r\n:2\r\n$6\r\nappend\r\n$1\r\na\r\n$1\r\n2\r\n\
+             *4\r\n:4\r\n$6\r\nexpiry\r\n$1\r\na\r\n$-1\r\n\
+             *3\r\n:5\r\n$3\r\ndel\r\n$1\r\na\r\n\
+             *2\r\n:6\r\n$5\r\nclear\r\n"
+        );
+        assert_eq!(fixture.talk("CHANGES 5 PREFIX x\n"), "*2\r\n:6\r\n*1\r\n*2\r\n:6\r\n$5\r\nclear\r\n");
+        assert_eq!(fixture.talk("CHANGES 6 BLOCK 1\n"), "*2\r\n:6\r\n*0\r\n");
+        assert!(fixture.talk("CHANGES 0 COUNT 1\n").starts_with("*2\r\n:1\r\n*1\r\n"));
+        for bad in [
+            "CHANGES x\n",
+            "CHANGES -1\n",
+            "CHANGES 1 KEY\n",
+            "CHANGES 1 KEY a PREFIX b\n",
+            "CHANGES 1 MATCH x\n",
+        ] {
+            assert!(fixture.talk(bad).starts_with("-ERR"), "{bad}");
+        }
     }
 
     #[test]

@@ -5,12 +5,14 @@
 //! command on keys means (see [`crate::command`]) or how it is replicated.
 
 mod backlog;
+mod changes;
 mod clients;
 mod connection;
 mod info;
 mod parser;
 mod reply;
 mod server;
+mod transaction;
 
 pub use backlog::BacklogWriter;
 pub use clients::Clients;

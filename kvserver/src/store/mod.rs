@@ -9,20 +9,27 @@
 //! behind `Arc`s. [`Store::view`] clones the bucket pointers; later changes copy the bucket (pointers only)
 //! and the record they touch, once. So a snapshot can be written by another activity while changes go on.
 //!
+//! **Ranges.** The keys alone are also kept in the order of their bytes, for ranges and prefixes. Values are looked up by position.
+//!
+//! **Versions.** Every change has a number, the store's revision after it, and a record's version is the number of the last change to
+//! it. What changed is noted until [`Store::take_changes`], for those who watch.
+//!
 //! **Time.** The store has no clock. A record past its expiry is invisible to every operation that is told
 //! such a time, and stays in memory until [`Store::purge_expired`]; which records are there at all is a
 //! function of the calls made, so replicas that apply the same log hold the same records.
 
+mod change;
 pub(crate) mod glob;
 pub(crate) mod hash;
 mod snapshot;
 
 use std::collections::BTreeSet;
-use std::ops::ControlFlow;
+use std::ops::{Bound, ControlFlow};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
+pub use change::{Change, ChangeKind};
 pub use snapshot::SnapshotError;
 
 /// Buckets take the upper bits of a position.
@@ -33,7 +40,7 @@ const BUCKETS: usize = 1 << BUCKET_BITS;
 const FREED_RECORDS_MAX: usize = 1024;
 
 /// What a record is counted for beside its key and value: its place, its header, and the allocator's share.
-const RECORD_OVERHEAD_BYTES: u64 = 128;
+const RECORD_OVERHEAD_BYTES: u64 = 160;
 
 /// A key with its value.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +48,7 @@ pub struct Record {
     key: Arc<[u8]>,
     value: Bytes,
     expires_at_ms: Option<u64>,
+    version: u64,
 }
 
 impl Record {
@@ -57,6 +65,11 @@ impl Record {
     /// When the record expires, in milliseconds since the Unix epoch.
     pub fn expires_at_ms(&self) -> Option<u64> {
         self.expires_at_ms
+    }
+
+    /// The revision of the last change to it, at least 1.
+    pub fn version(&self) -> u64 {
+        self.version
     }
 
     /// Whether the record is visible at `now_ms`.
@@ -116,6 +129,12 @@ pub struct Store {
     bytes: u64,
     /// Invariant: exactly the records with an expiry, by time and key.
     expiries: BTreeSet<(u64, Arc<[u8]>)>,
+    /// Invariant: the keys of all records.
+    keys: BTreeSet<Arc<[u8]>>,
+    /// How many changes there have been.
+    revision: u64,
+    /// Those that nobody has taken yet.
+    changes: Vec<Change>,
     cleared: Cleared,
 }
 
@@ -125,6 +144,7 @@ pub struct Store {
 struct Cleared {
     buckets: Vec<Bucket>,
     expiries: Vec<BTreeSet<(u64, Arc<[u8]>)>>,
+    keys: Vec<BTreeSet<Arc<[u8]>>>,
 }
 
 impl Store {
@@ -137,6 +157,9 @@ impl Store {
             len: 0,
             bytes: 0,
             expiries: BTreeSet::new(),
+            keys: BTreeSet::new(),
+            revision: 0,
+            changes: Vec::new(),
             cleared: Cleared::default(),
         }
     }
@@ -151,7 +174,7 @@ impl Store {
         self.len(now_ms) == 0
     }
 
-    /// The memory accounted to the records, in bytes: keys, values, and 128 bytes for each record.
+    /// The memory accounted to the records, in bytes: keys, values, and 160 bytes for each record.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -178,13 +201,22 @@ impl Store {
     /// It is a copy because arguments are slices of whole requests and log entries, which a small value would
     /// otherwise keep in memory as long as it lives.
     pub fn set(&mut self, key: &[u8], value: &[u8], expires_at_ms: Option<u64>) {
-        self.insert(key, Bytes::copy_from_slice(value), expires_at_ms);
+        let value = Bytes::copy_from_slice(value);
+        let version = self.revision + 1;
+        let (key, is_new) = self.insert(key, value.clone(), expires_at_ms, version);
+        if is_new {
+            self.keys.insert(key.clone());
+        }
+        self.note(ChangeKind::Set { key, value, expires_at_ms });
     }
 
     /// Appends `suffix` to the value of the record of `key`, keeping its expiry, and returns the new length;
     /// `None` if no such record is in memory.
     pub fn append(&mut self, key: &[u8], suffix: &[u8]) -> Option<usize> {
+        let version = self.revision + 1;
         let record = self.record_mut(key)?;
+        record.version = version;
+        let key = record.key.clone();
         // The value grows in place unless a view or a reply still holds it.
         let mut value = std::mem::take(&mut record.value).try_into_mut().unwrap_or_else(|shared| {
             let mut copy = BytesMut::with_capacity(shared.len() + suffix.len());
@@ -195,24 +227,38 @@ impl Store {
         record.value = value.freeze();
         let length = record.value.len();
         self.bytes += suffix.len() as u64;
+        self.note(ChangeKind::Appended { key, suffix: Bytes::copy_from_slice(suffix) });
         Some(length)
     }
 
     /// Changes when the record of `key` expires; does nothing if there is none in memory.
     pub fn set_expiry(&mut self, key: &[u8], expires_at_ms: Option<u64>) {
+        let version = self.revision + 1;
         let Some(record) = self.record_mut(key) else { return };
+        record.version = version;
         let previous = std::mem::replace(&mut record.expires_at_ms, expires_at_ms);
         let key = record.key.clone();
         if let Some(previous) = previous {
             self.expiries.remove(&(previous, key.clone()));
         }
         if let Some(expires_at_ms) = expires_at_ms {
-            self.expiries.insert((expires_at_ms, key));
+            self.expiries.insert((expires_at_ms, key.clone()));
         }
+        self.note(ChangeKind::Expiry { key, expires_at_ms });
     }
 
-    /// Removes the record of `key`, whether visible or not, and returns it.
-    pub fn remove(&mut self, key: &[u8]) -> Option<Arc<Record>> {
+    /// Removes the record of `key`, whether visible at `now_ms` or not, and returns it.
+    pub fn remove(&mut self, key: &[u8], now_ms: u64) -> Option<Arc<Record>> {
+        let record = self.take_out(key)?;
+        let key = record.key.clone();
+        self.note(match record.is_live(now_ms) {
+            true => ChangeKind::Removed { key },
+            false => ChangeKind::Expired { key },
+        });
+        Some(record)
+    }
+
+    fn take_out(&mut self, key: &[u8]) -> Option<Arc<Record>> {
         let (bucket, index) = self.find(hash::position(self.hash_key, key), key);
         let record = self.buckets[bucket].make_mut().remove(index.ok()?).record;
         self.len -= 1;
@@ -220,23 +266,49 @@ impl Store {
         if let Some(expires_at_ms) = record.expires_at_ms {
             self.expiries.remove(&(expires_at_ms, record.key.clone()));
         }
+        self.keys.remove(&record.key);
         Some(record)
+    }
+
+    /// The number of the last change; 0 before the first.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// What has changed since this was called last, in order.
+    pub fn take_changes(&mut self) -> std::vec::Drain<'_, Change> {
+        self.changes.drain(..)
+    }
+
+    fn note(&mut self, kind: ChangeKind) {
+        self.revision += 1;
+        self.changes.push(Change { revision: self.revision, kind });
     }
 
     /// Removes all records. Their memory is freed by later calls of [`Store::free_cleared`].
     pub fn clear(&mut self) {
         let mut cleared = std::mem::take(&mut self.cleared);
-        let old = std::mem::replace(self, Self::new(self.hash_key));
+        let new = Self {
+            revision: self.revision,
+            changes: std::mem::take(&mut self.changes),
+            ..Self::new(self.hash_key)
+        };
+        let old = std::mem::replace(self, new);
         cleared.buckets.extend(old.buckets.into_iter().filter(|bucket| !bucket.is_empty()));
         if !old.expiries.is_empty() {
             cleared.expiries.push(old.expiries);
         }
+        if !old.keys.is_empty() {
+            cleared.keys.push(old.keys);
+        }
         self.cleared = cleared;
+        self.note(ChangeKind::Cleared);
     }
 
     /// Whether there is memory for [`Store::free_cleared`] to free.
     pub fn has_cleared(&self) -> bool {
-        !self.cleared.buckets.is_empty() || !self.cleared.expiries.is_empty()
+        let Cleared { buckets, expiries, keys } = &self.cleared;
+        !buckets.is_empty() || !expiries.is_empty() || !keys.is_empty()
     }
 
     /// Frees the memory of about a thousand records that were cleared.
@@ -247,12 +319,8 @@ impl Store {
         {
             freed += bucket.len();
         }
-        for _ in 0..FREED_RECORDS_MAX {
-            let Some(expiries) = self.cleared.expiries.last_mut() else { return };
-            if expiries.pop_first().is_none() {
-                self.cleared.expiries.pop();
-            }
-        }
+        free_some(&mut self.cleared.expiries);
+        free_some(&mut self.cleared.keys);
     }
 
     /// Removes up to `records_max` records that have expired at `now_ms`, the longest expired first.
@@ -263,7 +331,7 @@ impl Store {
                 return purged;
             };
             let key = key.clone();
-            self.remove(&key);
+            self.remove(&key, now_ms);
         }
         records_max
     }
@@ -291,6 +359,25 @@ impl Store {
         ScanPage { cursor: next.unwrap_or(0), keys }
     }
 
+    /// The visible records with keys within the bounds, by the bytes of their keys.
+    pub fn range<'a>(
+        &'a self,
+        from: Bound<&'a [u8]>,
+        to: Bound<&'a [u8]>,
+        now_ms: u64,
+    ) -> impl DoubleEndedIterator<Item = &'a Record> {
+        // Bounds that contradict each other, for which the set would panic.
+        let is_empty = match (from, to) {
+            (Bound::Included(from), Bound::Included(to)) => from > to,
+            (Bound::Included(from) | Bound::Excluded(from), Bound::Included(to) | Bound::Excluded(to)) => {
+                from >= to
+            }
+            _ => false,
+        };
+        let keys = (!is_empty).then(|| self.keys.range::<[u8], _>((from, to)));
+        keys.into_iter().flatten().filter_map(move |key| self.get(key, now_ms))
+    }
+
     /// All visible keys that match the glob `pattern`.
     pub fn keys(&self, pattern: &[u8], now_ms: u64) -> Vec<Bytes> {
         self.scan(0, usize::MAX, Some(pattern), now_ms).keys
@@ -308,7 +395,7 @@ impl Store {
 
     /// A view of all records as they are now, for another activity. Costs one pointer per bucket.
     pub fn view(&self) -> StoreView {
-        StoreView { buckets: self.buckets.clone(), len: self.len }
+        StoreView { buckets: self.buckets.clone(), len: self.len, revision: self.revision }
     }
 
     /// Visits the records from position `start` on, in order, until `visit` breaks with a result.
@@ -340,8 +427,14 @@ impl Store {
         Some(Arc::make_mut(&mut self.buckets[bucket].make_mut()[index.ok()?].record))
     }
 
-    /// Puts a record in place, and returns whether its key is new.
-    fn insert(&mut self, key: &[u8], value: Bytes, expires_at_ms: Option<u64>) -> bool {
+    /// Puts a record in place, and returns its key and whether that is new and must be put into `keys`.
+    fn insert(
+        &mut self,
+        key: &[u8],
+        value: Bytes,
+        expires_at_ms: Option<u64>,
+        version: u64,
+    ) -> (Arc<[u8]>, bool) {
         let position = hash::position(self.hash_key, key);
         let (bucket, index) = self.find(position, key);
         let bucket = self.buckets[bucket].make_mut();
@@ -354,10 +447,11 @@ impl Store {
                 }
                 record.value = value;
                 record.expires_at_ms = expires_at_ms;
+                record.version = version;
                 (index, false)
             }
             Err(index) => {
-                let record = Record { key: key.into(), value, expires_at_ms };
+                let record = Record { key: key.into(), value, expires_at_ms, version };
                 bucket.insert(index, Slot { position, record: Arc::new(record) });
                 self.len += 1;
                 (index, true)
@@ -368,7 +462,7 @@ impl Store {
         if let Some(expires_at_ms) = expires_at_ms {
             self.expiries.insert((expires_at_ms, record.key.clone()));
         }
-        is_new
+        (record.key.clone(), is_new)
     }
 }
 
@@ -377,6 +471,7 @@ impl Store {
 pub struct StoreView {
     buckets: Vec<Bucket>,
     len: usize,
+    revision: u64,
 }
 
 impl StoreView {
@@ -399,6 +494,24 @@ impl StoreView {
     pub fn records(&self) -> impl Iterator<Item = &Record> {
         self.buckets.iter().flat_map(|bucket| bucket.iter()).map(|slot| &*slot.record)
     }
+}
+
+/// Frees about as many items of the last sets as may be freed at a time.
+fn free_some<T: Ord>(sets: &mut Vec<BTreeSet<T>>) {
+    for _ in 0..FREED_RECORDS_MAX {
+        let Some(set) = sets.last_mut() else { return };
+        if set.pop_first().is_none() {
+            sets.pop();
+        }
+    }
+}
+
+/// The end of the keys that begin with `prefix`: the first that does not and comes after all that do.
+pub fn prefix_end(prefix: &[u8]) -> Option<Vec<u8>> {
+    let last = prefix.iter().rposition(|byte| *byte != u8::MAX)?;
+    let mut end = prefix[..=last].to_vec();
+    end[last] += 1;
+    Some(end)
 }
 
 fn bucket_of(position: u64) -> usize {
@@ -425,6 +538,8 @@ mod tests {
         let expiries =
             records.iter().filter_map(|slot| Some((slot.record.expires_at_ms?, slot.record.key.clone())));
         assert_eq!(store.expiries, expiries.collect());
+        assert_eq!(store.keys, records.iter().map(|slot| slot.record.key.clone()).collect());
+        assert!(records.iter().all(|slot| (1..=store.revision).contains(&slot.record.version)));
     }
 
     fn scan_all(store: &Store, count: usize, now_ms: u64) -> Vec<Bytes> {
@@ -477,7 +592,7 @@ mod tests {
         store.set(b"key:1", b"changed", Some(5));
         store.append(b"key:2", b"more");
         store.set_expiry(b"key:3", Some(9));
-        store.remove(b"key:4");
+        store.remove(b"key:4", 0);
         store.set(b"new", b"1", None);
         assert!(view.records().eq(&before));
         store.clear();
@@ -514,7 +629,7 @@ mod tests {
                 break;
             }
             store.set(format!("added:{round}").as_bytes(), b"", None);
-            store.remove(format!("key:{}", 1000 + round * 7 % 1000).as_bytes());
+            store.remove(format!("key:{}", 1000 + round * 7 % 1000).as_bytes(), 0);
         }
         assert!(seen.values().all(|times| *times == 1));
         assert!((0..1000).all(|key| seen.contains_key(format!("key:{key}").as_bytes())));
@@ -613,7 +728,7 @@ mod tests {
                         }
                     }
                     Action::Remove(key) => {
-                        prop_assert_eq!(store.remove(&[key]).is_some(), model.remove(&key).is_some());
+                        prop_assert_eq!(store.remove(&[key], 0).is_some(), model.remove(&key).is_some());
                     }
                     Action::Purge(now_ms, max) => {
                         let mut due: Vec<(u64, u8)> =

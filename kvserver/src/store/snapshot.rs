@@ -1,6 +1,7 @@
-//! The records of a store as a stream of bytes: their number, then each record as
+//! The records of a store as a stream of bytes: the store's revision, the number of records, then each record as
 //!
 //! ```text
+//! version  varint   the revision of the last change to it
 //! expiry   varint   milliseconds since the Unix epoch plus one; 0 for none
 //! key      varint length, bytes
 //! value    varint length, bytes
@@ -54,11 +55,13 @@ pub enum SnapshotError {
 impl StoreView {
     pub(crate) fn write_records(self, out: &mut impl Write) -> io::Result<()> {
         let mut header = Vec::with_capacity(64);
+        codec::put_varint(&mut header, self.revision);
         codec::put_varint(&mut header, self.len as u64);
         out.write_all(&header)?;
         for bucket in self.into_buckets() {
             for Slot { record, .. } in bucket.iter() {
                 header.clear();
+                codec::put_varint(&mut header, record.version);
                 codec::put_varint(
                     &mut header,
                     record.expires_at_ms.map_or(0, |at_ms| at_ms.saturating_add(1)),
@@ -77,14 +80,24 @@ impl Store {
     /// Reads records into a new store.
     pub(crate) fn read_records(hash_key: u128, input: &mut impl Read) -> Result<Self, SnapshotError> {
         let mut store = Self::new(hash_key);
+        store.revision = codec::read_varint(input)?;
+        let mut keys = Vec::new();
         for _ in 0..codec::read_varint(input)? {
+            let version = codec::read_varint(input)?;
+            if !(1..=store.revision).contains(&version) {
+                return Err(SnapshotError::Damaged("a version that the store has not reached"));
+            }
             let expires_at_ms = codec::read_varint(input)?.checked_sub(1);
             let key = codec::read_bytes(input, BYTES_MAX)?;
             let value = Bytes::from(codec::read_bytes(input, BYTES_MAX)?);
-            if !store.insert(&key, value, expires_at_ms) {
+            let (key, is_new) = store.insert(&key, value, expires_at_ms, version);
+            if !is_new {
                 return Err(SnapshotError::Damaged("a key occurs twice"));
             }
+            keys.push(key);
         }
+        // Sorted and built at once, which takes a fraction of the time of a million insertions.
+        store.keys = keys.into_iter().collect();
         Ok(store)
     }
 }
