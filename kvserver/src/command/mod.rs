@@ -267,8 +267,8 @@ pub fn validate(arguments: &[Bytes], limits: &Limits) -> Result<&'static Spec, R
     spec.check_limits(arguments, limits)?;
     match spec.action {
         Action::Connection(_) => {}
-        Action::Read(parse) => drop(parse(arguments)?),
-        Action::Write(parse) => drop(parse(arguments)?),
+        Action::Read(parse) => parse(arguments).map(|_| ())?,
+        Action::Write(parse) => parse(arguments).map(|_| ())?,
         Action::Transaction => transaction::parse(arguments)?.validate(limits)?,
     }
     Ok(spec)

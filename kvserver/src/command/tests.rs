@@ -571,6 +571,8 @@ fn a_transaction_is_executed_whole_or_not_at_all() {
          transaction 1 a 2 2 incr a => [3]
          transaction 1 a 2 2 incr a => nil
          transaction 2 a 3 b 0 4 mset a 1 b 1 => -ERR syntax error
+         transaction 1 a x => -ERR value is not an integer or out of range
+         transaction 1 a -1 => -ERR syntax error
          transaction 2 a 3 b 0 5 mset a 1 b 1 => [OK]
          transaction 2 a 4 b 0 2 incr a => nil
          transaction 1 a 4 => []

@@ -44,11 +44,9 @@ pub(super) fn parse(arguments: &[Bytes]) -> Result<Transaction<'_>, Reply> {
     let number = |argument: &Bytes| usize::try_from(integer(argument)?).map_err(|_| SYNTAX_ERROR);
     let guards = take(1).map_or(Err(SYNTAX_ERROR), |first| number(&first[0]))?;
     let pairs = guards.checked_mul(2).and_then(&mut take).ok_or(SYNTAX_ERROR)?;
-    let guard = |pair: &'_ [Bytes]| Some(u64::try_from(integer(&pair[1]).ok()?).ok()?);
-    let guards = pairs
-        .chunks_exact(2)
-        .map(|pair| Ok((&pair[0], guard(pair).ok_or(SYNTAX_ERROR)?)))
-        .collect::<Result<_, Reply>>()?;
+    let version = |pair: &[Bytes]| u64::try_from(integer(&pair[1])?).map_err(|_| SYNTAX_ERROR);
+    let guards =
+        pairs.chunks_exact(2).map(|pair| Ok((&pair[0], version(pair)?))).collect::<Result<_, Reply>>()?;
     let mut commands = Vec::new();
     while let Some(count) = take(1) {
         let command = take(number(&count[0])?).filter(|command| !command.is_empty()).ok_or(SYNTAX_ERROR)?;
