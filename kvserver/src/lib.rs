@@ -9,6 +9,7 @@
 //! - [`command`]: what each command means, as a function of the store and the time given;
 //! - [`store`]: the keys and values, with point-in-time views;
 //! - [`session`]: the table that makes a retried request run once;
+//! - [`history`]: the latest changes of the store, for those who watch keys;
 //! - [`machine`]: store and sessions as one deterministic state machine, and the format of its log entries;
 //! - [`config`]: the cluster's configuration file;
 //! - [`node`]: one member of a cluster: the machine behind Raft, and its ports;
@@ -22,6 +23,7 @@ pub mod cluster;
 mod codec;
 pub mod command;
 pub mod config;
+pub mod history;
 pub mod machine;
 pub mod node;
 pub mod resp;

@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use squall_kvserver::machine::{Compacted, Filter, KvMachine, MachineOptions, Page, Proposal};
+use squall_kvserver::history::{Compacted, Filter, History, Page};
+use squall_kvserver::machine::{KvMachine, MachineOptions, Proposal};
 use squall_kvserver::resp::{
     Backend, BackendError, ClientSession, FrontEnd, FrontEndOptions, Limits, RedisServer, Reply, ServerInfo,
 };
@@ -16,7 +17,7 @@ use squall_kvserver::session::SessionLimits;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A whole Redis in one process: what a node does, without replication.
-struct SingleNode(Mutex<KvMachine>);
+struct SingleNode(Mutex<KvMachine>, History);
 
 impl Backend for SingleNode {
     fn execute(
@@ -32,7 +33,9 @@ impl Backend for SingleNode {
         }
         let value_bytes_max = Limits::DEFAULT.value_bytes_max;
         let proposal = Proposal { session: None, now_ms, value_bytes_max, commands: batch };
-        machine.apply(&proposal.encode()).map_err(|error| BackendError::Refused(error.to_string()))
+        let result = machine.apply(&proposal.encode());
+        self.1.record(machine.take_changes());
+        result.map_err(|error| BackendError::Refused(error.to_string()))
     }
 
     fn changes(
@@ -42,8 +45,7 @@ impl Backend for SingleNode {
         count_max: usize,
         wait: Duration,
     ) -> Result<Page, Compacted> {
-        let history = Arc::clone(self.0.lock().unwrap().history());
-        history.read(seen, filter, count_max, wait)
+        self.1.read(seen, filter, count_max, wait)
     }
 
     fn info(&self) -> ServerInfo {
@@ -52,12 +54,8 @@ impl Backend for SingleNode {
 }
 
 fn start(options: FrontEndOptions) -> RedisServer {
-    let machine = KvMachine::new(MachineOptions {
-        hash_key: 1,
-        sessions: SessionLimits::DEFAULT,
-        history_bytes_max: 1 << 20,
-    });
-    let front_end = FrontEnd::new(Arc::new(SingleNode(Mutex::new(machine))), options);
+    let machine = KvMachine::new(MachineOptions { hash_key: 1, sessions: SessionLimits::DEFAULT });
+    let front_end = FrontEnd::new(Arc::new(SingleNode(Mutex::new(machine), History::new(1 << 20))), options);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     RedisServer::start(listener, Arc::new(front_end)).unwrap()
 }

@@ -8,22 +8,19 @@
 //! Expired keys are removed as entries are applied, a bounded number for each. On an idle cluster nothing is
 //! applied, so the leader should propose [`Proposal::tick`] while [`KvMachine::is_tick_due`] says so.
 
-mod history;
 mod proposal;
 mod snapshot;
 
 use std::io::Read;
-use std::sync::Arc;
 
 use bytes::Bytes;
 
 use crate::command::{self, Context};
 use crate::resp::Reply;
 use crate::session::{Admission, SessionError, SessionLimits, Sessions};
-use crate::store::{SnapshotError, Store};
+use crate::store::{Change, SnapshotError, Store};
 use squall_raft::planted::{Mistake, planted};
 
-pub use history::{Compacted, Filter, History, Page};
 pub use proposal::{Proposal, ProposalError};
 pub use snapshot::MachineView;
 
@@ -32,15 +29,13 @@ pub use snapshot::MachineView;
 const PURGED_PER_ENTRY: usize = 64;
 const PURGED_PER_ARGUMENT: usize = 1;
 
-/// What must be the same on all replicas of a cluster, or they diverge, but for the last.
+/// What must be the same on all replicas of a cluster, or they diverge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MachineOptions {
     /// Keys the hash that orders the store. The cluster's id serves well: clients are not told it.
     pub hash_key: u128,
     /// The bounds of the session table.
     pub sessions: SessionLimits,
-    /// How many bytes of changes are kept for those who watch. May differ between replicas.
-    pub history_bytes_max: usize,
 }
 
 /// A committed entry that was not executed. Every replica finds the same.
@@ -76,7 +71,6 @@ pub struct KvMachine {
     store: Store,
     sessions: Sessions,
     log_time_ms: u64,
-    history: Arc<History>,
 }
 
 impl KvMachine {
@@ -87,13 +81,17 @@ impl KvMachine {
             store: Store::new(options.hash_key),
             sessions: Sessions::new(options.sessions),
             log_time_ms: 0,
-            history: Arc::new(History::new(options.history_bytes_max)),
         }
     }
 
-    /// The latest changes, for those who watch.
-    pub fn history(&self) -> &Arc<History> {
-        &self.history
+    /// What entries have changed since this was called last. To be called after each [`KvMachine::apply`]: until then it takes memory.
+    pub fn take_changes(&mut self) -> impl Iterator<Item = Change> + '_ {
+        self.store.take_changes()
+    }
+
+    /// How many changes there have been.
+    pub fn revision(&self) -> u64 {
+        self.store.revision()
     }
 
     /// Applies a committed entry and returns a reply for each of its commands.
@@ -114,9 +112,7 @@ impl KvMachine {
         self.store.purge_expired(context.now_ms, purged_max);
         self.store.free_cleared();
 
-        let result = self.run(&proposal, &context);
-        self.history.record(self.store.take_changes());
-        result
+        self.run(&proposal, &context)
     }
 
     fn run(&mut self, proposal: &Proposal, context: &Context) -> Result<Vec<Reply>, ApplyError> {
@@ -177,11 +173,7 @@ impl KvMachine {
     /// # Blocking
     /// As `input` does, and until the former state is freed.
     pub fn restore(&mut self, input: &mut dyn Read) -> Result<(), SnapshotError> {
-        let history = Arc::clone(&self.history);
         *self = Self::read_snapshot(self.options, input)?;
-        // Those who watch keep what they hold, and learn whether they have missed something.
-        history.restart(self.store.revision());
-        self.history = history;
         Ok(())
     }
 }
@@ -195,7 +187,6 @@ mod tests {
     const OPTIONS: MachineOptions = MachineOptions {
         hash_key: 42,
         sessions: SessionLimits { sessions_max: 4, idle_ms_max: 1000, reply_bytes_max: 1000 },
-        history_bytes_max: 1 << 20,
     };
 
     fn entry(session: Option<(u128, u64)>, now_ms: u64, lines: &[&str]) -> Bytes {

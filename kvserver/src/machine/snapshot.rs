@@ -12,9 +12,8 @@
 //! Equal states are equal bytes. The stream must end where the snapshot does.
 
 use std::io::{self, BufWriter, Read, Write};
-use std::sync::Arc;
 
-use super::{History, KvMachine, MachineOptions};
+use super::{KvMachine, MachineOptions};
 use crate::codec;
 use crate::session::{Sessions, SessionsView};
 use crate::store::{SnapshotError, Store, StoreView};
@@ -96,9 +95,7 @@ impl KvMachine {
         if input.read(&mut word)? != 0 {
             return Err(SnapshotError::Damaged("bytes after the end"));
         }
-        let history = Arc::new(History::new(options.history_bytes_max));
-        history.restart(store.revision());
-        Ok(Self { options, store, sessions, log_time_ms, history })
+        Ok(Self { options, store, sessions, log_time_ms })
     }
 }
 

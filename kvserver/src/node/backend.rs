@@ -9,7 +9,7 @@ use super::executor::{ExecuteFailure, Executor, Request};
 use super::machine::Gauges;
 use super::role_name;
 use crate::config::{NodeConfig, Settings};
-use crate::machine::{Compacted, Filter, History, Page};
+use crate::history::{Compacted, Filter, History, Page};
 use crate::resp::{Backend, BackendError, ClientSession, Reply, ServerInfo};
 
 pub(super) struct NodeBackend {

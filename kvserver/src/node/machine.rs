@@ -8,7 +8,8 @@ use bytes::Bytes;
 use squall_raft::core::types::{Index, Term};
 use squall_raft::group::{SnapshotView, StateMachine};
 
-use crate::machine::{ApplyError, History, KvMachine, MachineOptions, MachineStats, MachineView};
+use crate::history::History;
+use crate::machine::{ApplyError, KvMachine, MachineOptions, MachineStats, MachineView};
 use crate::resp::Reply;
 
 /// A linearizable read of several commands, as of the reader's time.
@@ -68,18 +69,14 @@ impl Gauges {
 pub(super) struct ReplicatedMachine {
     machine: KvMachine,
     gauges: Arc<Gauges>,
+    history: Arc<History>,
 }
 
 impl ReplicatedMachine {
-    pub fn new(options: MachineOptions, gauges: Arc<Gauges>) -> Self {
+    pub fn new(options: MachineOptions, gauges: Arc<Gauges>, history: Arc<History>) -> Self {
         let machine = KvMachine::new(options);
         gauges.publish(&machine);
-        Self { machine, gauges }
-    }
-
-    /// The latest changes, for those who watch.
-    pub fn history(&self) -> &Arc<History> {
-        self.machine.history()
+        Self { machine, gauges, history }
     }
 }
 
@@ -89,6 +86,7 @@ impl StateMachine for ReplicatedMachine {
 
     fn apply(&mut self, _: Index, _: Term, command: &Bytes) -> Output {
         let output = self.machine.apply(command);
+        self.history.record(self.machine.take_changes());
         self.gauges.publish(&self.machine);
         output
     }
@@ -104,6 +102,7 @@ impl StateMachine for ReplicatedMachine {
     fn restore(&mut self, mut content: &mut dyn Read) -> io::Result<()> {
         self.machine.restore(&mut content).map_err(io::Error::other)?;
         self.gauges.publish(&self.machine);
+        self.history.restart(self.machine.revision());
         Ok(())
     }
 }

@@ -30,7 +30,8 @@ pub use executor::{ExecuteFailure, Request};
 pub(crate) use executor::call;
 
 use crate::config::{ClusterConfig, ConfigError, NodeConfig};
-use crate::machine::{History, MachineOptions, Proposal};
+use crate::history::History;
+use crate::machine::{MachineOptions, Proposal};
 use crate::resp::{FrontEnd, FrontEndOptions, RedisServer};
 use crate::session::SessionLimits;
 use admin::{Admin, AdminServer};
@@ -173,13 +174,10 @@ impl Node {
         )
         .map_err(data_error)?;
         let gauges = Arc::new(Gauges::default());
-        let options = MachineOptions {
-            hash_key: settings.cluster_id,
-            sessions: SessionLimits::DEFAULT,
-            history_bytes_max: usize::try_from(settings.watch_history_bytes).unwrap_or(usize::MAX),
-        };
-        let machine = ReplicatedMachine::new(options, gauges.clone());
-        let history = Arc::clone(machine.history());
+        let options = MachineOptions { hash_key: settings.cluster_id, sessions: SessionLimits::DEFAULT };
+        let history_bytes_max = usize::try_from(settings.watch_history_bytes).unwrap_or(usize::MAX);
+        let history = Arc::new(History::new(history_bytes_max));
+        let machine = ReplicatedMachine::new(options, gauges.clone(), history.clone());
         let group_config = GroupConfig { observer, ..group_config(config, id, command_bytes_max) };
         let group = Group::start(group_config, storage, peers.clone(), machine).map_err(data_error)?;
 

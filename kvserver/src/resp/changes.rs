@@ -22,7 +22,7 @@ use bytes::Bytes;
 
 use super::Reply;
 use crate::command::{SYNTAX_ERROR, integer};
-use crate::machine::{Compacted, Filter, Page};
+use crate::history::{Compacted, Filter, Page};
 use crate::store::{Change, ChangeKind};
 
 const COUNT_DEFAULT: usize = 1000;

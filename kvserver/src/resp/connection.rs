@@ -19,7 +19,7 @@ use super::transaction::{Pending, Ready};
 use super::{Clients, Limits, Protocol, Reply, Request, RequestParser, ServerInfo, parse_integer};
 use crate::command::{self, ConnectionCommand, Kind, SYNTAX_ERROR, Spec};
 use crate::config::Password;
-use crate::machine::{Compacted, Filter, Page};
+use crate::history::{Compacted, Filter, Page};
 use crate::store::glob;
 
 /// A batch is handed over when it reaches either of these, though more requests have arrived.
@@ -48,7 +48,7 @@ pub trait Backend: Send + Sync {
         read_only: bool,
     ) -> Result<Vec<Reply>, BackendError>;
 
-    /// The changes that follow revision `seen`, as [`History::read`](crate::machine::History::read) tells them, from this node.
+    /// The changes that follow revision `seen`, as [`History::read`](crate::history::History::read) tells them, from this node.
     ///
     /// # Errors
     /// [`Compacted`].
@@ -675,12 +675,14 @@ mod tests {
     use std::sync::Mutex;
 
     use super::*;
+    use crate::history::History;
     use crate::machine::{KvMachine, MachineOptions, Proposal};
     use crate::session::SessionLimits;
 
     /// A machine behind a mutex, which notes the batches it got.
     struct Recorder {
         machine: Mutex<KvMachine>,
+        history: History,
         batches: Mutex<Vec<(usize, bool)>>,
         failure: Mutex<Option<BackendError>>,
     }
@@ -702,7 +704,9 @@ mod tests {
             }
             let proposal =
                 Proposal { session: None, now_ms: 1000, value_bytes_max: 1 << 20, commands: batch };
-            machine.apply(&proposal.encode()).map_err(|error| BackendError::Refused(error.to_string()))
+            let result = machine.apply(&proposal.encode());
+            self.history.record(machine.take_changes());
+            result.map_err(|error| BackendError::Refused(error.to_string()))
         }
 
         fn changes(
@@ -712,8 +716,7 @@ mod tests {
             count_max: usize,
             wait: Duration,
         ) -> Result<Page, Compacted> {
-            let history = Arc::clone(self.machine.lock().unwrap().history());
-            history.read(seen, filter, count_max, wait)
+            self.history.read(seen, filter, count_max, wait)
         }
 
         fn info(&self) -> ServerInfo {
@@ -733,10 +736,10 @@ mod tests {
 
     impl Fixture {
         fn new(password: Option<&str>) -> Self {
-            let options =
-                MachineOptions { hash_key: 0, sessions: SessionLimits::DEFAULT, history_bytes_max: 1 << 20 };
+            let options = MachineOptions { hash_key: 0, sessions: SessionLimits::DEFAULT };
             let backend = Arc::new(Recorder {
                 machine: Mutex::new(KvMachine::new(options)),
+                history: History::new(1 << 20),
                 batches: Mutex::default(),
                 failure: Mutex::default(),
             });

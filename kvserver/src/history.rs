@@ -4,7 +4,8 @@
 //! any node: nothing is lost, repeated or out of order. What a node no longer has, because it is too old or because the node has
 //! started from a snapshot, it refuses to skip: the watcher is told, and reads the keys again.
 //!
-//! [`KvMachine`](super::KvMachine) records; anybody reads. A watcher is woken only by changes that it asks for, so a thousand of
+//! Whoever applies entries records what they have changed; anybody reads. It is no part of the replicated state, which shares nothing: see
+//! [`KvMachine::take_changes`](crate::machine::KvMachine::take_changes). A watcher is woken only by changes that it asks for, so a thousand of
 //! them cost a write a thousand comparisons and not a thousand wake-ups.
 
 use std::collections::VecDeque;
@@ -119,7 +120,7 @@ impl History {
     }
 
     /// Adds changes that follow those recorded before, and wakes those who wait for one of them.
-    pub(super) fn record(&self, changes: impl Iterator<Item = Change>) {
+    pub fn record(&self, changes: impl Iterator<Item = Change>) {
         let mut state = self.lock();
         let state = &mut *state;
         for change in changes {
@@ -142,8 +143,8 @@ impl History {
         }
     }
 
-    /// Forgets all changes: the machine has another state now, after `revision`.
-    pub(super) fn restart(&self, revision: u64) {
+    /// Forgets all changes: the state is another one now, after `revision`.
+    pub fn restart(&self, revision: u64) {
         let mut state = self.lock();
         state.changes.clear();
         (state.bytes, state.first_after) = (0, revision);
