@@ -41,11 +41,20 @@ pub fn differ(waits: bool, case: fn(&mut Notes)) {
     }
 }
 
+/// Runs a case in all ways at the same time: nearly all of its time are pauses.
 fn compare(waits: bool, case: fn(&mut Notes)) -> Result<(), String> {
-    let mut plain = Notes::new();
-    case(&mut plain);
-    for way in [Way::Private, Way::PrivateOnTwo, Way::Shared] {
-        let (hooked, went_on) = in_fiber(way, case);
+    let (plain, in_fibers) = thread::scope(|scope| {
+        let ways = [Way::Private, Way::PrivateOnTwo, Way::Shared];
+        let in_fibers = ways.map(|way| (way, scope.spawn(move || in_fiber(way, case))));
+        let mut plain = Notes::new();
+        case(&mut plain);
+        let in_fibers = in_fibers.map(|(way, run)| match run.join() {
+            Ok((hooked, went_on)) => (way, hooked, went_on),
+            Err(panic) => std::panic::resume_unwind(panic),
+        });
+        (plain, in_fibers)
+    });
+    for (way, hooked, went_on) in in_fibers {
         if hooked != plain {
             return Err(format!("plain and hooked ({way:?}) differ:\n  {plain:?}\n  {hooked:?}"));
         }
