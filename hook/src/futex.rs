@@ -4,15 +4,17 @@
 //! fiber or a thread, first wakes fibers from the table and passes what is left of its count to the kernel, for threads.
 //!
 //! Why no wake-up is lost. The waiter announces itself in its bucket's counter and then, under the bucket's lock, compares
-//! the word and enters the queue. The waker has changed the word before it reads the counter. Both sides keep their write before
-//! their read, the waiter by sequentially consistent operations on both, the waker, whose write is the caller's, by a fence; so
-//! either the waker sees the counter or the waiter sees the new word.
+//! the word and enters the queue. The waker has changed the word before it looks at the counter. Both do so by an atomic exchange, so one
+//! of the two comes first: if it is the waiter's, the waker sees the count; if it is the waker's, the waiter sees what the waker wrote before,
+//! which is the new word.
+//!
+//! As long as no fiber has ever waited, wakers are spared even that: see [`FIBERS_WAIT`].
 
-use crate::errno::{Errno, Result, check};
+use crate::errno::{Errno, Result};
+use crate::kernel;
 use crate::os::Os;
-use crate::real;
 use core::ffi::{c_int, c_long};
-use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering, fence};
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicUsize, Ordering, compiler_fence};
 use squall_fiber::lock::Lock;
 use squall_fiber::{Current, WaitKind, Wake, Waker};
 use std::collections::VecDeque;
@@ -27,6 +29,8 @@ struct Waiter {
     waker: Waker,
 }
 
+/// Alone on its cache line, which every waker that hashes to it takes for itself.
+#[repr(align(64))]
 struct Bucket {
     /// Fibers that are in the queue or about to enter it.
     announced: AtomicUsize,
@@ -41,6 +45,65 @@ fn bucket(address: usize) -> &'static Bucket {
     // Fibonacci hashing of the word's number; futex words are aligned to 4 bytes.
     let hash = (address >> 2).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     &TABLE[hash >> (usize::BITS - BUCKETS.trailing_zeros())]
+}
+
+impl Bucket {
+    /// Whether fibers may wait here, or be about to. What the caller has written before is seen by those that come later.
+    #[inline(always)]
+    fn may_have_waiters(&self) -> bool {
+        self.announced.compare_exchange(0, 0, Ordering::SeqCst, Ordering::SeqCst).is_err()
+    }
+}
+
+/// Whether a fiber has ever waited: [`NEVER`], [`SOON`], [`YES`].
+///
+/// A waker reads it without a barrier between its write to the word and this read. The first waiter makes up for that: it says
+/// `SOON`, makes every thread of the process pass a barrier (`membarrier`), and only then begins to wait. A thread that read `NEVER` passes the
+/// barrier after that, and so has made its write to the word visible.
+static FIBERS_WAIT: AtomicU8 = AtomicU8::new(NEVER);
+const NEVER: u8 = 0;
+const SOON: u8 = 1;
+const YES: u8 = 2;
+
+const MEMBARRIER_CMD_PRIVATE_EXPEDITED: c_long = 1 << 3;
+const MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED: c_long = 1 << 4;
+
+fn membarrier(command: c_long) -> bool {
+    // SAFETY: the call takes no memory.
+    unsafe { kernel::call(libc::SYS_membarrier, [command, 0, 0, 0, 0, 0]).is_ok() }
+}
+
+/// To be called once, before there is a second thread.
+pub(crate) fn prepare() {
+    if !membarrier(MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED) {
+        // Without it wakers always look at their bucket.
+        FIBERS_WAIT.store(YES, Ordering::SeqCst);
+    }
+}
+
+#[cold]
+fn note_first_wait() {
+    FIBERS_WAIT.store(SOON, Ordering::SeqCst);
+    let has_passed = membarrier(MEMBARRIER_CMD_PRIVATE_EXPEDITED);
+    assert!(has_passed, "membarrier, which the process is registered for, has failed");
+    FIBERS_WAIT.store(YES, Ordering::SeqCst);
+}
+
+/// Whether a futex call is none of this table's business, and the kernel can answer it as it is.
+#[inline(always)]
+pub(crate) fn is_for_kernel(address: usize, operation: c_int) -> bool {
+    let is_private = (operation & libc::FUTEX_PRIVATE_FLAG) != 0;
+    match operation & !(libc::FUTEX_PRIVATE_FLAG | libc::FUTEX_CLOCK_REALTIME) {
+        libc::FUTEX_WAKE | libc::FUTEX_WAKE_BITSET => !is_private || !may_wake_fibers(address),
+        libc::FUTEX_WAIT | libc::FUTEX_WAIT_BITSET => !squall_fiber::in_fiber(),
+        _ => false,
+    }
+}
+
+#[inline(always)]
+fn may_wake_fibers(address: usize) -> bool {
+    compiler_fence(Ordering::SeqCst);
+    FIBERS_WAIT.load(Ordering::Acquire) != NEVER && bucket(address).may_have_waiters()
 }
 
 /// `FUTEX_WAIT` and `FUTEX_WAIT_BITSET` in a fiber.
@@ -75,6 +138,9 @@ pub(crate) fn wait_unless(
     deadline: impl FnOnce(bool) -> Option<Instant>,
 ) -> Option<Wake> {
     let bucket = bucket(address);
+    if FIBERS_WAIT.load(Ordering::Acquire) != YES {
+        note_first_wait();
+    }
     bucket.announced.fetch_add(1, Ordering::SeqCst);
     let outcome = {
         let mut queue = bucket.queue.lock();
@@ -99,22 +165,18 @@ pub(crate) fn wait_unless(
 
 /// Wakes at most `count` fibers that wait for `address` with one of `bits`, longest first. Returns how many.
 pub(crate) fn wake_fibers(address: usize, count: usize, bits: u32) -> usize {
-    let bucket = bucket(address);
-    fence(Ordering::SeqCst);
-    if bucket.announced.load(Ordering::SeqCst) == 0 {
+    if !may_wake_fibers(address) {
         return 0;
     }
-    wake_from(&mut bucket.queue.lock(), address, count, bits)
+    wake_from(&mut bucket(address).queue.lock(), address, count, bits)
 }
 
 /// Wakes the fiber that has waited longest for `address`, and if its bits are `crowd` all others with these bits.
 pub(crate) fn wake_first_or_crowd(address: usize, crowd: u32) {
-    let bucket = bucket(address);
-    fence(Ordering::SeqCst);
-    if bucket.announced.load(Ordering::SeqCst) == 0 {
+    if !may_wake_fibers(address) {
         return;
     }
-    let mut queue = bucket.queue.lock();
+    let mut queue = bucket(address).queue.lock();
     let first = queue.iter().find(|waiter| waiter.address == address);
     let count = if first.is_some_and(|waiter| waiter.bits == crowd) { usize::MAX } else { 1 };
     let bits = if count == 1 { ANY_BIT } else { crowd };
@@ -162,8 +224,7 @@ pub(crate) fn wake_thread(word: &AtomicU32) {
 /// As for the system call.
 pub(crate) unsafe fn futex(fiber: Option<(Current<'_>, &dyn Os)>, arguments: [c_long; 6]) -> Result<usize> {
     // SAFETY: by the caller's contract.
-    let kernel =
-        |arguments: [c_long; 6]| check(unsafe { real::syscall(libc::SYS_futex, arguments) } as isize);
+    let kernel = |arguments: [c_long; 6]| unsafe { kernel::call(libc::SYS_futex, arguments) };
     let [address, operation, value, timeout, _, bits] = arguments;
     let operation = operation as c_int;
     let command = operation & !(libc::FUTEX_PRIVATE_FLAG | libc::FUTEX_CLOCK_REALTIME);

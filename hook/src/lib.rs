@@ -29,6 +29,7 @@
 mod doctor;
 mod errno;
 mod futex;
+mod kernel;
 mod objects;
 mod os;
 mod real;
@@ -55,6 +56,7 @@ use squall_fiber::{Scheduler, SchedulerConfig};
 static CONSTRUCTOR: extern "C" fn() = {
     extern "C" fn construct() {
         real::resolve_all();
+        futex::prepare();
         real_os::accept::watch_forks();
         objects::find_attributes();
         squall_fiber::set_default_scheduler(default_scheduler);

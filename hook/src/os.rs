@@ -292,22 +292,54 @@ impl core::fmt::Debug for OsExtension {
 /// second.
 ///
 /// Outside a fiber that is one thread-local read and a jump. A macro, because a closure that is given to a function is built
-/// before the test: it would cost every hook a stack frame and as many stores as it has arguments.
+/// before the test: it would cost every hook a stack frame and as many stores as it has arguments. For the same reason what happens in
+/// a fiber is a function of its own, which takes the arguments along by value: they must be `Copy`.
 macro_rules! in_fiber_or {
-    ($fiber:expr, $plain:expr $(,)?) => {
-        if squall_fiber::in_fiber()
-            && let Some(answer) = $crate::os::in_fiber($fiber)
-        {
-            answer
+    (|$current:tt, $os:tt| $fiber:expr, || $plain:expr $(,)?) => {
+        if squall_fiber::in_fiber() {
+            $crate::os::in_fiber_or_bypass(move |$current, $os| $fiber, move || $plain)
         } else {
-            ($plain)()
+            $plain
         }
     };
 }
 pub(crate) use in_fiber_or;
 
+/// As [`in_fiber_or`], for the body of the hooks that matter most: what happens in a fiber is a function with the hook's own arguments, which
+/// so stay in their registers, and outside a fiber nothing is paid but the test.
+macro_rules! hot_hook {
+    ($name:ident($($argument:ident: $type:ty),*) -> $result:ty, |$current:tt, $os:tt| $fiber:expr) => {{
+        #[inline(never)]
+        unsafe extern "C" fn in_fiber($($argument: $type),*) -> $result {
+            // SAFETY: the caller's own arguments.
+            let bypass = || unsafe { $crate::real::$name($($argument),*) };
+            $crate::os::in_fiber(|$current, $os| $fiber).unwrap_or_else(bypass)
+        }
+        if squall_fiber::in_fiber() {
+            // SAFETY: the caller's own arguments.
+            unsafe { in_fiber($($argument),*) }
+        } else {
+            // SAFETY: as above.
+            unsafe { $crate::real::$name($($argument),*) }
+        }
+    }};
+}
+pub(crate) use hot_hook;
+
+/// Calls the first closure with the running fiber, or the second if it may not wait now.
+#[inline(never)]
+pub(crate) fn in_fiber_or_bypass<R>(
+    fiber: impl FnOnce(Current<'_>, &dyn Os) -> R,
+    plain: impl FnOnce() -> R,
+) -> R
+where
+    R: PartialOrd + Default,
+{
+    in_fiber(fiber).unwrap_or_else(plain)
+}
+
 /// Calls `f` with the running fiber and its operating system; `None` if there is no fiber, or it may not wait now.
-#[inline]
+#[inline(always)]
 pub(crate) fn in_fiber<R>(f: impl FnOnce(Current<'_>, &dyn Os) -> R) -> Option<R>
 where
     R: PartialOrd + Default,

@@ -23,10 +23,21 @@ macro_rules! real_functions {
             mod $name {
                 use super::*;
 
-                pub(super) static FUNCTION: AtomicPtr<c_void> = AtomicPtr::new(core::ptr::null_mut());
+                pub(super) type Function = unsafe extern "C" fn($($type),*) $(-> $result)?;
 
+                /// Never null, so that no call has to ask.
+                pub(super) static FUNCTION: AtomicPtr<c_void> = AtomicPtr::new(first as Function as *mut c_void);
+
+                /// Takes libc's place until it has been looked up.
                 #[cold]
-                pub(super) fn resolve() -> *mut c_void {
+                #[allow(clippy::too_many_arguments, reason = "libc's own signatures")]
+                unsafe extern "C" fn first($($argument: $type),*) $(-> $result)? {
+                    resolve();
+                    // SAFETY: by the caller's contract.
+                    unsafe { super::$name($($argument),*) }
+                }
+
+                pub(super) fn resolve() {
                     const NAME: &CStr = match CStr::from_bytes_with_nul(
                         concat!(stringify!($name), "\0").as_bytes(),
                     ) {
@@ -37,7 +48,6 @@ macro_rules! real_functions {
                     // Without the real function the program could not have run without this library either.
                     assert!(!function.is_null(), concat!("libc exports no ", stringify!($name)));
                     FUNCTION.store(function, Ordering::Relaxed);
-                    function
                 }
             }
 
@@ -48,14 +58,9 @@ macro_rules! real_functions {
             #[inline(always)]
             #[allow(clippy::too_many_arguments, reason = "libc's own signatures")]
             pub(crate) unsafe fn $name($($argument: $type),*) $(-> $result)? {
-                let mut function = $name::FUNCTION.load(Ordering::Relaxed);
-                if function.is_null() {
-                    function = $name::resolve();
-                }
-                // SAFETY: libc's function of that name has this signature.
-                let function = unsafe {
-                    core::mem::transmute::<*mut c_void, unsafe extern "C" fn($($type),*) $(-> $result)?>(function)
-                };
+                let function = $name::FUNCTION.load(Ordering::Relaxed);
+                // SAFETY: libc's function of that name has this signature, and so has what stands in for it.
+                let function = unsafe { core::mem::transmute::<*mut c_void, $name::Function>(function) };
                 // SAFETY: by the caller's contract.
                 unsafe { function($($argument),*) }
             }

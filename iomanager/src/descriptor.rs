@@ -323,7 +323,7 @@ impl Slot {
     pub fn wait(&self, direction: Direction, seen_edges: u32, deadline: Option<Instant>) -> io::Result<Wake> {
         with_current(|current| {
             let current = current.expect("a descriptor is waited for in a fiber");
-            let wait = current.begin_wait(direction.wait_kind(), self.fd as u64);
+            let wait = current.begin_interruptible_wait(direction.wait_kind(), self.fd as u64);
             match self.add_fiber(direction, Some(seen_edges), || wait.waker()) {
                 Ok(true) => {}
                 Ok(false) => {

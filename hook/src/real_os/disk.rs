@@ -9,8 +9,8 @@
 
 use super::kind::{self, Kind};
 use super::pool::on_pool;
-use crate::errno::{Errno, Result, check, check_int};
-use crate::real;
+use crate::errno::{Errno, Result, check_int};
+use crate::{kernel, real};
 use core::ffi::{CStr, c_int};
 use core::mem::MaybeUninit;
 use libc::{iovec, mode_t, off_t};
@@ -35,12 +35,12 @@ pub(crate) unsafe fn read(
 ) -> Result<usize> {
     // SAFETY: by the contract.
     let direct = |(vectors, count): (*const iovec, c_int)| unsafe {
-        check(match (count, offset) {
-            (1, WHERE_IT_STANDS) => real::read(fd, (*vectors).iov_base, (*vectors).iov_len),
-            (_, WHERE_IT_STANDS) => real::readv(fd, vectors, count),
-            (1, offset) => real::pread(fd, (*vectors).iov_base, (*vectors).iov_len, offset),
-            (_, offset) => real::preadv(fd, vectors, count, offset),
-        })
+        match (count, offset) {
+            (1, WHERE_IT_STANDS) => kernel::read(fd, (*vectors).iov_base, (*vectors).iov_len),
+            (_, WHERE_IT_STANDS) => kernel::readv(fd, vectors, count),
+            (1, offset) => kernel::pread(fd, (*vectors).iov_base, (*vectors).iov_len, offset),
+            (_, offset) => kernel::preadv(fd, vectors, count, offset),
+        }
     };
     match kind::file(fd) {
         Some(Kind::File) => {}
@@ -49,7 +49,7 @@ pub(crate) unsafe fn read(
         None => return direct((vectors, count)),
     }
     // SAFETY: by the contract.
-    match check(unsafe { real::preadv2(fd, vectors, count, offset, libc::RWF_NOWAIT) }) {
+    match unsafe { kernel::preadv2(fd, vectors, count, offset, libc::RWF_NOWAIT) } {
         // Nothing at all is the end of the file.
         Ok(read) if read == size || read == 0 => Ok(read),
         // SAFETY: by the contract.
@@ -96,16 +96,16 @@ unsafe fn read_on(
             iovec { iov_base: vector.iov_base.wrapping_byte_add(skip), iov_len: vector.iov_len - skip };
         let here = if offset == WHERE_IT_STANDS { offset } else { offset + read as off_t };
         // SAFETY: what is left of the caller's own vector.
-        let answer = match check(unsafe { real::preadv2(fd, &rest, 1, here, libc::RWF_NOWAIT) }) {
+        let answer = match unsafe { kernel::preadv2(fd, &rest, 1, here, libc::RWF_NOWAIT) } {
             Err(Errno::AGAIN) => {
                 // SAFETY: as above, and the fiber waits meanwhile.
                 unsafe {
                     on_pool(current, (rest.iov_base, rest.iov_len), |(base, length)| {
-                        check(if here == WHERE_IT_STANDS {
-                            real::read(fd, base, length)
+                        if here == WHERE_IT_STANDS {
+                            kernel::read(fd, base, length)
                         } else {
-                            real::pread(fd, base, length, here)
-                        })
+                            kernel::pread(fd, base, length, here)
+                        }
                     })
                 }
             }
@@ -132,12 +132,12 @@ pub(crate) unsafe fn write(
 ) -> Result<usize> {
     // SAFETY: by the contract.
     let direct = |(vectors, count): (*const iovec, c_int)| unsafe {
-        check(match (count, offset) {
-            (1, WHERE_IT_STANDS) => real::write(fd, (*vectors).iov_base, (*vectors).iov_len),
-            (_, WHERE_IT_STANDS) => real::writev(fd, vectors, count),
-            (1, offset) => real::pwrite(fd, (*vectors).iov_base, (*vectors).iov_len, offset),
-            (_, offset) => real::pwritev(fd, vectors, count, offset),
-        })
+        match (count, offset) {
+            (1, WHERE_IT_STANDS) => kernel::write(fd, (*vectors).iov_base, (*vectors).iov_len),
+            (_, WHERE_IT_STANDS) => kernel::writev(fd, vectors, count),
+            (1, offset) => kernel::pwrite(fd, (*vectors).iov_base, (*vectors).iov_len, offset),
+            (_, offset) => kernel::pwritev(fd, vectors, count, offset),
+        }
     };
     match kind::file(fd) {
         // SAFETY: by the contract.
@@ -196,7 +196,10 @@ pub(crate) fn lock<T>(current: Current<'_>, mut attempt: impl FnMut() -> Result<
             Err(Errno(libc::EAGAIN | libc::EACCES)) => {}
             answer => return answer,
         }
-        match current.begin_wait(WaitKind::Sleep, 0).block_interruptible(Some(Instant::now() + pause)) {
+        match current
+            .begin_interruptible_wait(WaitKind::Sleep, 0)
+            .block_interruptible(Some(Instant::now() + pause))
+        {
             Wake::Cancelled => return Err(Errno::CANCELED),
             Wake::Expired => return Err(Errno::TIMEDOUT),
             Wake::Ready | Wake::TimedOut | Wake::Closed => {}

@@ -8,7 +8,7 @@ use super::wait::{is_nonblocking, retry, retry_stream};
 use super::window::without_blocking;
 use crate::errno::{Errno, Result, check};
 use crate::os::{Buffer, BufferMut};
-use crate::real;
+use crate::{kernel, real};
 use core::ffi::c_int;
 use squall_fiber::Current;
 use squall_iomanager::descriptor::{Direction, Slot};
@@ -39,13 +39,13 @@ fn read_as_known(current: Current<'_>, fd: RawFd, buffers: &mut [BufferMut]) -> 
     let size = total(buffers.iter().map(BufferMut::len));
     let direct = || {
         // SAFETY: a BufferMut has the layout of an iovec, and its memory is the caller's.
-        check(unsafe {
+        unsafe {
             if count == 1 {
-                real::read(fd, (*vectors).iov_base, (*vectors).iov_len)
+                kernel::read(fd, (*vectors).iov_base, (*vectors).iov_len)
             } else {
-                real::readv(fd, vectors, count)
+                kernel::readv(fd, vectors, count)
             }
-        })
+        }
     };
     match kind::pollable(fd) {
         // Reading nothing never waits, on sockets neither, unlike receiving nothing. Nor does reading more than there can be.
@@ -53,15 +53,15 @@ fn read_as_known(current: Current<'_>, fd: RawFd, buffers: &mut [BufferMut]) -> 
         Some((kind, slot)) if kind.is_socket() => {
             let attempt = || {
                 // SAFETY: as above.
-                check(unsafe {
+                unsafe {
                     if count == 1 {
-                        real::recv(fd, (*vectors).iov_base, (*vectors).iov_len, libc::MSG_DONTWAIT)
+                        kernel::recv(fd, (*vectors).iov_base, (*vectors).iov_len, libc::MSG_DONTWAIT)
                     } else {
                         let mut message: libc::msghdr = core::mem::zeroed();
                         (message.msg_iov, message.msg_iovlen) = (vectors, count as _);
-                        real::recvmsg(fd, &mut message, libc::MSG_DONTWAIT)
+                        kernel::recvmsg(fd, &mut message, libc::MSG_DONTWAIT)
                     }
-                })
+                }
             };
             if kind::short_count_is_conclusive(kind) {
                 retry_stream(fd, slot, size, attempt)
@@ -72,7 +72,7 @@ fn read_as_known(current: Current<'_>, fd: RawFd, buffers: &mut [BufferMut]) -> 
         Some((kind, slot)) => retry(fd, slot, Direction::Read, || {
             if matches!(kind, Kind::NoWait | Kind::Anonymous) {
                 // SAFETY: as above; offset -1 means "where the file stands".
-                match check(unsafe { real::preadv2(fd, vectors, count, -1, libc::RWF_NOWAIT) }) {
+                match unsafe { kernel::preadv2(fd, vectors, count, -1, libc::RWF_NOWAIT) } {
                     Err(Errno::OPNOTSUPP) if kind == Kind::NoWait => slot.set_note(Kind::PollFirst as u8),
                     Err(Errno::OPNOTSUPP) => {}
                     answer => return answer,
@@ -102,24 +102,24 @@ fn write_as_known(current: Current<'_>, fd: RawFd, buffers: &[Buffer]) -> Result
     let size = total(buffers.iter().map(Buffer::len));
     let direct = || {
         // SAFETY: a Buffer has the layout of an iovec, and its memory is the caller's.
-        check(unsafe {
+        unsafe {
             if count == 1 {
-                real::write(fd, (*vectors).iov_base, (*vectors).iov_len)
+                kernel::write(fd, (*vectors).iov_base, (*vectors).iov_len)
             } else {
-                real::writev(fd, vectors, count)
+                kernel::writev(fd, vectors, count)
             }
-        })
+        }
     };
     match kind::pollable(fd) {
         _ if size > SIZE_MAX => direct(),
         Some((kind, slot)) if kind.is_socket() => {
             let mut window = VectorWindow::new();
-            send_on_socket(fd, kind, slot, buffers.len(), size, |sent, flags| {
+            send_on_socket(fd, kind, slot, buffers.len(), size, 0, |sent, flags| {
                 // SAFETY: the vectors are the caller's, or a window into them.
-                check(unsafe {
+                unsafe {
                     if count == 1 {
                         let rest = buffers[0].skip(sent);
-                        real::send(fd, rest.start(), rest.len(), flags)
+                        kernel::send(fd, rest.start(), rest.len(), flags)
                     } else {
                         let mut message: libc::msghdr = core::mem::zeroed();
                         (message.msg_iov, message.msg_iovlen) = (vectors.cast_mut(), count as _);
@@ -127,9 +127,9 @@ fn write_as_known(current: Current<'_>, fd: RawFd, buffers: &[Buffer]) -> Result
                             let (start, length) = window.after(iovecs(buffers), sent);
                             (message.msg_iov, message.msg_iovlen) = (start, length as _);
                         }
-                        real::sendmsg(fd, &message, flags)
+                        kernel::sendmsg(fd, &message, flags)
                     }
-                })
+                }
             })
         }
         // What an eventfd says of its room is about a value of 1.
@@ -150,14 +150,14 @@ fn write_waitable(fd: RawFd, kind: Kind, slot: &Slot, buffers: &[Buffer], size: 
     let mut window = VectorWindow::new();
     let mut kind = kind;
     // Short for another reason than a full buffer, and not a socket.
-    send_all(fd, kind, slot, size, |sent| {
+    send_all(fd, kind, slot, size, 0, |sent| {
         let (start, count) = window.after(iovecs(buffers), sent);
         if kind == Kind::NoWait {
             // All of them at first: what is short enough for a pipe goes in one piece, whatever pieces it comes in.
             let whole = (buffers.as_ptr().cast::<libc::iovec>(), buffers.len());
             let (start, count) = if sent == 0 { whole } else { (start.cast_const(), count) };
             // SAFETY: the vectors are the caller's, or a window into them; offset -1 means "where the file stands".
-            match check(unsafe { real::pwritev2(fd, start, count as c_int, -1, libc::RWF_NOWAIT) }) {
+            match unsafe { kernel::pwritev2(fd, start, count as c_int, -1, libc::RWF_NOWAIT) } {
                 Err(Errno::OPNOTSUPP) => {
                     kind = Kind::PollFirst;
                     slot.set_note(kind as u8);
@@ -170,7 +170,7 @@ fn write_waitable(fd: RawFd, kind: Kind, slot: &Slot, buffers: &[Buffer], size: 
         }
         // A terminal that polls writable takes a part, and without O_NONBLOCK would keep the thread for the rest.
         // SAFETY: as above.
-        without_blocking(fd, || check(unsafe { real::writev(fd, start, count as c_int) }))?
+        without_blocking(fd, || unsafe { kernel::writev(fd, start, count as c_int) })?
     })
 }
 
@@ -196,7 +196,7 @@ pub(super) fn send_file(
     }
     let mut sent_all = 0;
     // A short count may be the input's doing: as on a socket of any kind.
-    send_all(out, Kind::Socket, slot, count, |sent| {
+    send_all(out, Kind::Socket, slot, count, 0, |sent| {
         let sent_now = without_blocking(out, || call(count - sent))??;
         sent_all += sent_now;
         // The input's end comes before the count: a blocking call stops there, too.

@@ -38,7 +38,7 @@ pub struct RealOs;
 
 impl Os for RealOs {
     fn sleep_until(&self, current: Current<'_>, deadline: Option<Instant>) {
-        current.begin_wait(WaitKind::Sleep, 0).block_interruptible(deadline);
+        current.begin_interruptible_wait(WaitKind::Sleep, 0).block_interruptible(deadline);
     }
 
     fn connect(&self, current: Current<'_>, fd: RawFd, address: &[u8]) -> Result<()> {

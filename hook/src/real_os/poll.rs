@@ -1,8 +1,8 @@
 //! Waiting for several descriptors at once.
 
-use crate::errno::{Errno, Result, check_int};
+use crate::errno::{Errno, Result};
+use crate::kernel;
 use crate::os::PollEntry;
-use crate::real;
 use core::ffi::c_int;
 use core::mem::MaybeUninit;
 use squall_fiber::{Current, WaitKind, Wake, Waker};
@@ -12,9 +12,7 @@ use std::time::{Duration, Instant};
 
 /// Asks the kernel, without waiting.
 fn look(entries: &mut [PollEntry]) -> Result<usize> {
-    // SAFETY: the entries are a live slice.
-    check_int(unsafe { real::poll(entries.as_mut_ptr(), entries.len() as libc::nfds_t, 0) })
-        .map(|count| count as usize)
+    kernel::poll_now(entries)
 }
 
 /// Whether a call in this direction would not wait.
@@ -49,7 +47,7 @@ pub(super) fn poll(
     // A timeout beyond the end of the clock never comes.
     let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     loop {
-        let wait = current.begin_wait(WaitKind::Poll, entries.len() as u64);
+        let wait = current.begin_interruptible_wait(WaitKind::Poll, entries.len() as u64);
         let waker = wait.waker();
         let mut ready = match add_wakers(entries, &waker) {
             Ok(()) => look(entries),
@@ -84,8 +82,7 @@ pub(super) fn wait_events(
     let capacity = events.len().min(c_int::MAX as usize) as c_int;
     let mut look = || {
         // SAFETY: room for `capacity` events.
-        check_int(unsafe { real::epoll_wait(epoll, events.as_mut_ptr().cast(), capacity, 0) })
-            .map(|count| count as usize)
+        unsafe { kernel::events_now(epoll, events.as_mut_ptr().cast(), capacity) }
     };
     let Some(slot) = descriptor::slot(epoll) else { return look() };
     // A timeout beyond the end of the clock never comes.

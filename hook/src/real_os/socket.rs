@@ -3,10 +3,10 @@
 use super::kind::{self, Kind};
 use super::poll::{has_error, is_ended, is_ready};
 use super::wait::{Waiting, is_nonblocking, retry, retry_stream};
-use crate::errno::{Errno, Result, check};
+use crate::errno::{Errno, Result};
 use crate::os::{AddressMut, Buffer, BufferMut};
-use crate::real;
-use core::ffi::c_int;
+use crate::{kernel, real};
+use core::ffi::{c_int, c_void};
 use squall_fiber::run_blocking;
 use squall_iomanager::descriptor::{Direction, Slot};
 use std::os::fd::RawFd;
@@ -15,7 +15,32 @@ use std::time::{Duration, Instant};
 /// Linux's `UIO_MAXIOV`.
 const VECTORS_MAX: usize = 1024;
 
+/// What nearly every receive is, in few instructions: without flags and without asking for the sender.
+#[inline(always)]
+fn receive_plainly(fd: RawFd, start: *mut c_void, size: usize) -> Option<Result<usize>> {
+    let (kind, slot) = kind::pollable(fd)?;
+    // SAFETY: the kernel judges the caller's buffer.
+    let attempt = move || unsafe { kernel::recv(fd, start, size, libc::MSG_DONTWAIT) };
+    match kind {
+        _ if size == 0 => None,
+        Kind::Tcp if kind::short_count_is_conclusive(kind) => Some(retry_stream(fd, slot, size, attempt)),
+        Kind::Tcp | Kind::Socket => Some(retry(fd, slot, Direction::Read, attempt)),
+        _ => None,
+    }
+}
+
 pub(super) fn receive(fd: RawFd, buffer: BufferMut, flags: c_int, from: Option<AddressMut>) -> Result<usize> {
+    if flags == 0
+        && from.is_none()
+        && let Some(answer) = receive_plainly(fd, buffer.start(), buffer.len())
+    {
+        return answer;
+    }
+    receive_otherwise(fd, buffer, flags, from)
+}
+
+#[inline(never)]
+fn receive_otherwise(fd: RawFd, buffer: BufferMut, flags: c_int, from: Option<AddressMut>) -> Result<usize> {
     let (mut address, mut length) = (core::ptr::null_mut(), core::ptr::null_mut());
     if let Some(from) = &from {
         (address, length) = (from.address, from.length);
@@ -23,13 +48,9 @@ pub(super) fn receive(fd: RawFd, buffer: BufferMut, flags: c_int, from: Option<A
     let (start, size) = (buffer.start(), buffer.len());
     let attempt = |offset: usize, flags| {
         // SAFETY: `start..start+size` is the caller's buffer and `offset` at most `size`; the address is the caller's, too.
-        check(unsafe {
-            if address.is_null() {
-                real::recv(fd, start.wrapping_byte_add(offset), size - offset, flags)
-            } else {
-                real::recvfrom(fd, start.wrapping_byte_add(offset), size - offset, flags, address, length)
-            }
-        })
+        unsafe {
+            kernel::recvfrom(fd, start.wrapping_byte_add(offset), size - offset, flags, address, length)
+        }
     };
     receive_with(fd, size, flags, attempt)
 }
@@ -40,7 +61,7 @@ pub(super) fn receive_message(fd: RawFd, message: &mut libc::msghdr, flags: c_in
     receive_with(fd, size, flags, |offset, flags| {
         if offset == 0 {
             // SAFETY: the caller's message.
-            return check(unsafe { real::recvmsg(fd, message, flags) });
+            return unsafe { kernel::recvmsg(fd, message, flags) };
         }
         let window = vectors_left.after(vectors(message).copied(), offset);
         let mut rest = libc::msghdr { msg_iov: window.0, msg_iovlen: window.1 as _, ..*message };
@@ -48,7 +69,7 @@ pub(super) fn receive_message(fd: RawFd, message: &mut libc::msghdr, flags: c_in
         (rest.msg_control, rest.msg_controllen) = (core::ptr::null_mut(), 0);
         (rest.msg_name, rest.msg_namelen) = (core::ptr::null_mut(), 0);
         // SAFETY: the window points into the caller's buffers.
-        check(unsafe { real::recvmsg(fd, &mut rest, flags) })
+        unsafe { kernel::recvmsg(fd, &mut rest, flags) }
     })
 }
 
@@ -80,9 +101,7 @@ pub(super) fn receive_messages(
                     return Err(Errno(libc::EIO));
                 }
                 // SAFETY: so many of the caller's messages.
-                let count =
-                    unsafe { real::recvmmsg(fd, rest.as_mut_ptr(), room as _, flags, core::ptr::null_mut()) };
-                check(count as isize)
+                unsafe { kernel::recvmmsg(fd, rest.as_mut_ptr(), room as _, flags) }
             })
         };
         match answer {
@@ -198,13 +217,32 @@ fn retry_above_low_water(
 }
 
 pub(super) fn send(fd: RawFd, buffer: Buffer, flags: c_int, to: Option<&[u8]>) -> Result<usize> {
-    send_with(fd, 1, buffer.len(), flags, |offset, flags| {
+    // What nearly every send is, in few instructions: to whom the socket is connected, and all of it fits.
+    let mut sent = 0;
+    if to.is_none()
+        && (flags & !libc::MSG_NOSIGNAL) == 0
+        && let Some((Kind::Tcp | Kind::Socket, _)) = kind::pollable(fd)
+    {
+        // SAFETY: the kernel judges the caller's buffer.
+        match unsafe { kernel::send(fd, buffer.start(), buffer.len(), flags | libc::MSG_DONTWAIT) } {
+            Ok(count) if count < buffer.len() => sent = count,
+            Err(Errno::AGAIN) => {}
+            answer => return answer,
+        }
+    }
+    send_on(fd, buffer, flags, to, sent)
+}
+
+/// Sends what is behind the first `sent` bytes. Says how many bytes that makes in all.
+#[inline(never)]
+fn send_on(fd: RawFd, buffer: Buffer, flags: c_int, to: Option<&[u8]>, sent: usize) -> Result<usize> {
+    send_with(fd, 1, buffer.len(), sent, flags, |offset, flags| {
         let rest = buffer.skip(offset);
         // SAFETY: the kernel judges the caller's buffer and address.
-        check(unsafe {
+        unsafe {
             match to {
-                None => real::send(fd, rest.start(), rest.len(), flags),
-                Some(to) => real::sendto(
+                None => kernel::send(fd, rest.start(), rest.len(), flags),
+                Some(to) => kernel::sendto(
                     fd,
                     rest.start(),
                     rest.len(),
@@ -213,33 +251,34 @@ pub(super) fn send(fd: RawFd, buffer: Buffer, flags: c_int, to: Option<&[u8]>) -
                     to.len() as libc::socklen_t,
                 ),
             }
-        })
+        }
     })
 }
 
 pub(super) fn send_message(fd: RawFd, message: &libc::msghdr, flags: c_int) -> Result<usize> {
     let size = total(vectors(message).map(|vector| vector.iov_len));
     let mut vectors_left = VectorWindow::new();
-    send_with(fd, message.msg_iovlen, size, flags, |offset, flags| {
+    send_with(fd, message.msg_iovlen, size, 0, flags, |offset, flags| {
         if offset == 0 {
             // SAFETY: the caller's message.
-            return check(unsafe { real::sendmsg(fd, message, flags) });
+            return unsafe { kernel::sendmsg(fd, message, flags) };
         }
         let window = vectors_left.after(vectors(message).copied(), offset);
         let mut rest = libc::msghdr { msg_iov: window.0, msg_iovlen: window.1 as _, ..*message };
         // The control data went with the first piece.
         (rest.msg_control, rest.msg_controllen) = (core::ptr::null_mut(), 0);
         // SAFETY: the window points into the caller's buffers.
-        check(unsafe { real::sendmsg(fd, &rest, flags) })
+        unsafe { kernel::sendmsg(fd, &rest, flags) }
     })
 }
 
 /// The sending calls: `attempt(offset, flags)` sends what is behind `offset` in `pieces` pieces of memory. A blocking send on a stream
-/// sends everything.
+/// sends everything. The first `sent` bytes have been.
 fn send_with(
     fd: RawFd,
     pieces: usize,
     size: usize,
+    sent: usize,
     flags: c_int,
     mut attempt: impl FnMut(usize, c_int) -> Result<usize>,
 ) -> Result<usize> {
@@ -250,16 +289,17 @@ fn send_with(
     // With other flags a count may be short for reasons of theirs.
     let is_plain = (flags & !(libc::MSG_NOSIGNAL | libc::MSG_MORE)) == 0;
     let kind = if is_plain { kind } else { Kind::Socket };
-    send_on_socket(fd, kind, slot, pieces, size, |sent, try_flags| attempt(sent, flags | try_flags))
+    send_on_socket(fd, kind, slot, pieces, size, sent, |sent, try_flags| attempt(sent, flags | try_flags))
 }
 
-/// Calls `attempt(offset, flags)` until `size` bytes in `pieces` pieces are sent, on a socket.
+/// Calls `attempt(offset, flags)` until `size` bytes in `pieces` pieces are sent, of which the first `sent` have been, on a socket.
 pub(super) fn send_on_socket(
     fd: RawFd,
     kind: Kind,
     slot: &Slot,
     pieces: usize,
     size: usize,
+    sent: usize,
     mut attempt: impl FnMut(usize, c_int) -> Result<usize>,
 ) -> Result<usize> {
     if matches!(kind, Kind::Datagram | Kind::EndedDatagram) {
@@ -267,7 +307,7 @@ pub(super) fn send_on_socket(
     }
     // An attempt that does not offer all the rest sends less without the buffer being full.
     let kind = if pieces > VectorWindow::PIECES { Kind::Socket } else { kind };
-    send_all(fd, kind, slot, size, |sent| {
+    send_all(fd, kind, slot, size, sent, |sent| {
         if sent == 0 {
             return attempt(0, libc::MSG_DONTWAIT);
         }
@@ -306,16 +346,16 @@ fn send_datagram(
     })
 }
 
-/// Calls `attempt(offset)` until `size` bytes are sent.
+/// Calls `attempt(offset)` until `size` bytes are sent, of which the first `sent` have been.
 pub(super) fn send_all(
     fd: RawFd,
     kind: Kind,
     slot: &Slot,
     size: usize,
+    mut sent: usize,
     mut attempt: impl FnMut(usize) -> Result<usize>,
 ) -> Result<usize> {
     let mut waiting = Waiting::new(fd, slot, Direction::Write);
-    let mut sent = 0;
     loop {
         let seen_edges = slot.edges(Direction::Write);
         match attempt(sent) {

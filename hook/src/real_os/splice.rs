@@ -72,7 +72,7 @@ pub(crate) fn transfer(
         }
         // Both ends say that they are ready, and still it would wait: for more room than a pipe has just now. Nothing tells when.
         let soon = Instant::now() + Duration::from_millis(1);
-        match current.begin_wait(WaitKind::Sleep, 0).block_interruptible(Some(soon)) {
+        match current.begin_interruptible_wait(WaitKind::Sleep, 0).block_interruptible(Some(soon)) {
             Wake::Cancelled => return Err(Errno::CANCELED),
             Wake::Expired => return Err(Errno::TIMEDOUT),
             Wake::Ready | Wake::TimedOut | Wake::Closed => {}

@@ -99,6 +99,7 @@ impl Waiting {
     }
 
     /// Whether the user wants to wait at all.
+    #[inline(never)]
     pub(crate) fn may_wait(&mut self, slot: &Slot) -> bool {
         if self.deadline.is_none() {
             self.deadline = self.ask(slot).ok();
@@ -111,6 +112,7 @@ impl Waiting {
     /// # Errors
     /// `EAGAIN` if the user does not want to wait, or the time is up; `EBADF` if the descriptor was closed meanwhile; `ECANCELED`
     /// or `ETIMEDOUT` if the fiber was interrupted.
+    #[inline(never)]
     pub(crate) fn wait(&mut self, slot: &Slot, seen_edges: u32) -> Result<()> {
         let deadline = match self.deadline {
             // A pipe's wait looks at O_NONBLOCK each time around, any other at its beginning.

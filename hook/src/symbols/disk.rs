@@ -244,7 +244,7 @@ pub(super) unsafe extern "C" fn pwritev2(
                         check(real::pwritev2(fd, vectors, count, offset, flags))
                     })),
                 },
-                call
+                || call()
             ),
         }
     }

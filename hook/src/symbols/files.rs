@@ -2,7 +2,7 @@
 
 use super::time;
 use crate::errno::{Errno, answer_int, answer_size};
-use crate::os::{Buffer, BufferMut, in_fiber_or};
+use crate::os::{Buffer, BufferMut, hot_hook, in_fiber_or};
 use crate::real;
 use core::ffi::{c_int, c_void};
 use libc::{iovec, nfds_t, off_t, pollfd, size_t, ssize_t, timespec};
@@ -13,65 +13,49 @@ pub(super) const VECTORS_MAX: c_int = 1024;
 
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C" fn read(fd: c_int, buffer: *mut c_void, length: size_t) -> ssize_t {
-    in_fiber_or!(
-        |current, os| {
-            // SAFETY: the caller passes a buffer of that length.
-            let buffer = unsafe { BufferMut::new(buffer, length) };
-            answer_size(os.read(current, fd, &mut [buffer]))
-        },
-        // SAFETY: the caller's own arguments.
-        || unsafe { real::read(fd, buffer, length) },
-    )
+    hot_hook!(read(fd: c_int, buffer: *mut c_void, length: size_t) -> ssize_t, |current, os| {
+        // SAFETY: the caller passes a buffer of that length.
+        let buffer = unsafe { BufferMut::new(buffer, length) };
+        answer_size(os.read(current, fd, &mut [buffer]))
+    })
 }
 
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C" fn write(fd: c_int, buffer: *const c_void, length: size_t) -> ssize_t {
-    in_fiber_or!(
-        |current, os| {
-            // SAFETY: the caller passes a buffer of that length.
-            let buffer = unsafe { Buffer::new(buffer, length) };
-            answer_size(os.write(current, fd, &[buffer]))
-        },
-        // SAFETY: the caller's own arguments.
-        || unsafe { real::write(fd, buffer, length) },
-    )
+    hot_hook!(write(fd: c_int, buffer: *const c_void, length: size_t) -> ssize_t, |current, os| {
+        // SAFETY: the caller passes a buffer of that length.
+        let buffer = unsafe { Buffer::new(buffer, length) };
+        answer_size(os.write(current, fd, &[buffer]))
+    })
 }
 
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C" fn readv(fd: c_int, vectors: *const iovec, count: c_int) -> ssize_t {
-    in_fiber_or!(
-        |current, os| {
-            if vectors.is_null() || !(1..=VECTORS_MAX).contains(&count) {
-                // SAFETY: the kernel judges the caller's own arguments.
-                return unsafe { real::readv(fd, vectors, count) };
-            }
-            // SAFETY: the caller passes `count` vectors, and a BufferMut has the layout of an iovec. The vectors themselves
-            // are only read.
-            let buffers = unsafe {
-                core::slice::from_raw_parts_mut(vectors.cast_mut().cast::<BufferMut>(), count as usize)
-            };
-            answer_size(os.read(current, fd, buffers))
-        },
-        // SAFETY: the caller's own arguments.
-        || unsafe { real::readv(fd, vectors, count) },
-    )
+    hot_hook!(readv(fd: c_int, vectors: *const iovec, count: c_int) -> ssize_t, |current, os| {
+        if vectors.is_null() || !(1..=VECTORS_MAX).contains(&count) {
+            // SAFETY: the kernel judges the caller's own arguments.
+            return unsafe { real::readv(fd, vectors, count) };
+        }
+        // SAFETY: the caller passes `count` vectors, and a BufferMut has the layout of an iovec. The vectors themselves
+        // are only read.
+        let buffers = unsafe {
+            core::slice::from_raw_parts_mut(vectors.cast_mut().cast::<BufferMut>(), count as usize)
+        };
+        answer_size(os.read(current, fd, buffers))
+    })
 }
 
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C" fn writev(fd: c_int, vectors: *const iovec, count: c_int) -> ssize_t {
-    in_fiber_or!(
-        |current, os| {
-            if vectors.is_null() || !(1..=VECTORS_MAX).contains(&count) {
-                // SAFETY: the kernel judges the caller's own arguments.
-                return unsafe { real::writev(fd, vectors, count) };
-            }
-            // SAFETY: the caller passes `count` vectors, and a Buffer has the layout of an iovec.
-            let buffers = unsafe { core::slice::from_raw_parts(vectors.cast::<Buffer>(), count as usize) };
-            answer_size(os.write(current, fd, buffers))
-        },
-        // SAFETY: the caller's own arguments.
-        || unsafe { real::writev(fd, vectors, count) },
-    )
+    hot_hook!(writev(fd: c_int, vectors: *const iovec, count: c_int) -> ssize_t, |current, os| {
+        if vectors.is_null() || !(1..=VECTORS_MAX).contains(&count) {
+            // SAFETY: the kernel judges the caller's own arguments.
+            return unsafe { real::writev(fd, vectors, count) };
+        }
+        // SAFETY: the caller passes `count` vectors, and a Buffer has the layout of an iovec.
+        let buffers = unsafe { core::slice::from_raw_parts(vectors.cast::<Buffer>(), count as usize) };
+        answer_size(os.write(current, fd, buffers))
+    })
 }
 
 /// # Safety

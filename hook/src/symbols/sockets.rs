@@ -2,7 +2,7 @@
 
 use super::time;
 use crate::errno::{Errno, answer_int, answer_size};
-use crate::os::{AddressMut, Buffer, BufferMut, in_fiber_or};
+use crate::os::{AddressMut, Buffer, BufferMut, hot_hook, in_fiber_or};
 use crate::real;
 use crate::real_os::accept::accept_in_thread;
 use crate::real_os::kind::{self, short_counts_prove_nothing};
@@ -100,15 +100,11 @@ pub(super) unsafe extern "C" fn recv(
     length: size_t,
     flags: c_int,
 ) -> ssize_t {
-    in_fiber_or!(
-        |current, os| {
-            // SAFETY: the caller passes a buffer of that length.
-            let buffer = unsafe { BufferMut::new(buffer, length) };
-            answer_size(os.receive(current, fd, buffer, flags, None))
-        },
-        // SAFETY: the caller's own arguments.
-        || unsafe { real::recv(fd, buffer, length, flags) },
-    )
+    hot_hook!(recv(fd: c_int, buffer: *mut c_void, length: size_t, flags: c_int) -> ssize_t, |current, os| {
+        // SAFETY: the caller passes a buffer of that length.
+        let buffer = unsafe { BufferMut::new(buffer, length) };
+        answer_size(os.receive(current, fd, buffer, flags, None))
+    })
 }
 
 #[unsafe(no_mangle)]
@@ -185,15 +181,11 @@ pub(super) unsafe extern "C" fn send(
     length: size_t,
     flags: c_int,
 ) -> ssize_t {
-    in_fiber_or!(
-        |current, os| {
-            // SAFETY: the caller passes a buffer of that length.
-            let buffer = unsafe { Buffer::new(buffer, length) };
-            answer_size(os.send(current, fd, buffer, flags, None))
-        },
-        // SAFETY: the caller's own arguments.
-        || unsafe { real::send(fd, buffer, length, flags) },
-    )
+    hot_hook!(send(fd: c_int, buffer: *const c_void, length: size_t, flags: c_int) -> ssize_t, |current, os| {
+        // SAFETY: the caller passes a buffer of that length.
+        let buffer = unsafe { Buffer::new(buffer, length) };
+        answer_size(os.send(current, fd, buffer, flags, None))
+    })
 }
 
 #[unsafe(no_mangle)]

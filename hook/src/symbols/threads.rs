@@ -22,19 +22,30 @@ pub(super) unsafe extern "C" fn syscall(
     a5: c_long,
     a6: c_long,
 ) -> c_long {
-    let arguments = [a1, a2, a3, a4, a5, a6];
+    if number == libc::SYS_futex && futex::is_for_kernel(a1 as usize, a2 as c_int) {
+        // SAFETY: the caller's own arguments.
+        return unsafe { real::syscall(number, [a1, a2, a3, a4, a5, a6]) };
+    }
+    // SAFETY: as above.
+    unsafe { hooked_syscall(number, [a1, a2, a3, a4, a5, a6]) }
+}
+
+/// # Safety
+/// As for the system call.
+#[inline(never)]
+unsafe fn hooked_syscall(number: c_long, arguments: [c_long; 6]) -> c_long {
     if number != libc::SYS_futex {
         return in_world_or(
-            // SAFETY: the caller's own arguments.
+            // SAFETY: by the contract.
             |current, world| unsafe { syscall_in_world(current, world, number, arguments) },
             // SAFETY: as above.
             || unsafe { real::syscall(number, arguments) },
         );
     }
     in_fiber_or!(
-        // SAFETY: the caller's own arguments.
+        // SAFETY: by the contract.
         |current, os| answer_long(unsafe { futex::futex(Some((current, os)), arguments) }),
-        // SAFETY: the caller's own arguments.
+        // SAFETY: as above.
         || answer_long(unsafe { futex::futex(None, arguments) }),
     )
 }
