@@ -65,8 +65,9 @@ fn fibers_and_threads_and_duplicates_take_turns() {
         move || {
             while !done.load(Ordering::SeqCst) {
                 let (stream, _) = listener.accept().unwrap();
-                drop(stream);
+                // Before the client, which waits for the end, can be the last one done.
                 accepted.fetch_add(1, Ordering::SeqCst);
+                drop(stream);
             }
         }
     };
