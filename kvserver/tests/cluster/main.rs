@@ -17,3 +17,5 @@ mod no_quorum;
 mod pause;
 mod restart;
 mod stop;
+mod transactions;
+mod watch;
