@@ -1,6 +1,7 @@
 # Everything in release, programs in bin/. Nothing but Rust and a C linker is needed.
 PROGRAMS = kvserver kvctl test_hook test_iomanager test_scheduler simple_stress_test \
-	runtime_bench bench_squall bench_threads bench_epoll bench_load squall-doctor sim planted
+	runtime_bench bench_squall bench_threads bench_epoll bench_load squall-doctor \
+	squall-profile sim planted
 
 .PHONY: all run test compat differential million connections models sim planted bench perf clean
 

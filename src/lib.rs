@@ -72,9 +72,10 @@
 
 pub use squall_fiber::{
     Backtrace, BlockingMetrics, Builder, Dump, Fiber, FiberInfo, FiberLocal, FiberState, Frame, GuardMethod,
-    Interrupt, JoinHandle, Metrics, SchedulerMetrics, Scope, ScopedJoinHandle, Tls, WaitKind, WorkerMetrics,
-    block_on, current, dump, dump_on_signal, fiber_local, fibers, is_cancelled, metrics, park, park_timeout,
-    scope, set_watchdog, shield, sleep, spawn, spawn_local, sync, with_deadline, yield_now,
+    Interrupt, JoinHandle, Metrics, Profile, ProfileKind, SchedulerMetrics, Scope, ScopedJoinHandle, Tls,
+    WaitKind, WorkerMetrics, block_on, current, dump, dump_on_signal, fiber_local, fibers, is_cancelled,
+    metrics, park, park_timeout, profile_off_cpu, profile_on_cpu, scope, set_watchdog, shield, sleep, spawn,
+    spawn_local, sync, with_deadline, yield_now,
 };
 pub use squall_hook::{DoctorReport, Finding, HookedSymbol, Level, Os, OsExtension, doctor, set_workers};
 pub use squall_iomanager::{Event, IoManager};

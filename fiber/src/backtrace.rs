@@ -342,8 +342,9 @@ impl Backtrace {
         if index == 0 && self.interrupted { address } else { address.saturating_sub(1) }
     }
 
-    /// Writes one line per function, those of the runtime around the spawned function left out.
-    pub(crate) fn write(&self, out: &mut dyn fmt::Write, names: &mut Names) -> fmt::Result {
+    /// The functions, those of the runtime around the spawned function left out. `None` stands for those that a very long chain
+    /// has lost.
+    pub(crate) fn own_lines(&self, names: &mut Names) -> Vec<Option<Frame>> {
         let mut lines: Vec<Option<Frame>> = Vec::new();
         for (index, address) in self.addresses().enumerate() {
             if index == self.innermost.len() && self.omitted > 0 {
@@ -352,13 +353,18 @@ impl Backtrace {
             lines.extend(names.of(self.call_site(index, address)).iter().cloned().map(Some));
         }
         let is = |line: &Option<Frame>, test: fn(&Frame) -> bool| line.as_ref().is_some_and(test);
-        let is_ours = |line| is(line, Frame::is_of_runtime);
+        let is_ours = |line| is(line, |frame| frame.is_of_runtime() || frame.is_of_hooks());
         let is_foreign = |line| is(line, |frame| !frame.is_of_runtime() && !frame.is_of_std());
         // Outside the function that was spawned are those that start a fiber; inside the one that waits those that suspend it, of
         // which the last is the one that it has called.
         let end = lines.iter().rposition(is_foreign).map_or(lines.len(), |last| last + 1);
         let start = lines[..end].iter().position(|line| !is_ours(line)).unwrap_or(0).saturating_sub(1);
-        for line in &lines[start..end] {
+        lines.drain(start..end).collect()
+    }
+
+    /// Writes one line per function, see [`Backtrace::own_lines`].
+    pub(crate) fn write(&self, out: &mut dyn fmt::Write, names: &mut Names) -> fmt::Result {
+        for line in &self.own_lines(names) {
             match line {
                 Some(frame) => writeln!(out, "    {frame}")?,
                 None => writeln!(out, "    ... {} more calls ...", self.omitted)?,
@@ -396,6 +402,16 @@ impl Frame {
         let sources = Path::new(file!()).parent().expect("a source file is in a folder");
         let in_sources = |file: &PathBuf| file.ancestors().any(|folder| folder.ends_with(sources));
         self.file.as_ref().is_some_and(in_sources) || self.function.as_deref() == Some("squall_fiber_root")
+    }
+
+    /// Of the crates between libc's names and this one.
+    fn is_of_hooks(&self) -> bool {
+        let own = Path::new(file!()).ancestors().nth(2).expect("a source file is in the folder of a crate");
+        let in_crate = |file: &PathBuf, name| {
+            let sources = own.with_file_name(name).join("src");
+            file.ancestors().any(|folder| folder.ends_with(&sources))
+        };
+        self.file.as_ref().is_some_and(|file| in_crate(file, "hook") || in_crate(file, "iomanager"))
     }
 
     fn is_of_std(&self) -> bool {

@@ -13,6 +13,7 @@ use crate::dump;
 use crate::metrics;
 use crate::overflow;
 use crate::probe::{self, Answer};
+use crate::profile;
 use crate::scheduler::Shared;
 use crate::sys;
 use crate::worker::Worker;
@@ -59,6 +60,7 @@ pub(crate) fn start() {
             }
         }
         dump::listen_as_the_environment_says();
+        profile::start_as_the_environment_says();
         probe::signal();
         if let Err(error) = thread::Builder::new().name("squall-observer".into()).spawn(observe) {
             log::warn!("no thread for the watchdog: {error}");
@@ -237,7 +239,7 @@ fn text(chain: &Chain) -> String {
 }
 
 /// The processor time that a thread of this process has used; zero if it is gone.
-fn thread_cpu_time(thread_id: i32) -> Duration {
+pub(crate) fn thread_cpu_time(thread_id: i32) -> Duration {
     if thread_id == 0 {
         return Duration::ZERO;
     }

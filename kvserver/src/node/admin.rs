@@ -1,6 +1,6 @@
 //! The admin port: status, metrics and fibers over HTTP, to be read by people, scripts and Prometheus.
 //!
-//! It only reads. Requests are `GET` with an empty body; a connection serves one request.
+//! It only reads; a profile makes it do so for a while. Requests are `GET` with an empty body; a connection serves one request.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -15,6 +15,7 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use squall_fiber::WorkerMetrics;
+use squall_profile::flame::{self, Subject};
 use squall_raft::group::GroupHandle;
 use squall_rpc::RpcMetrics;
 
@@ -27,6 +28,8 @@ const REQUEST_BYTES_MAX: usize = 8 * 1024;
 const HEADERS_MAX: usize = 64;
 /// How long a client may take to ask, and to read the answer.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
+const PROFILE_SECONDS_MAX: u64 = 600;
+const PROFILE_RATE_HZ_MAX: u64 = 1000;
 const ACCEPT_RETRY: Duration = Duration::from_millis(50);
 
 /// What the admin port tells about.
@@ -109,6 +112,10 @@ const HELP: &str = "\
 /status   this node and its view of the cluster, as JSON
 /metrics  counters and gauges, in Prometheus' text format
 /fibers   the live fibers, what each waits for, and on which worker; /fibers?backtraces=1 tells where they stand, too
+
+Flame graphs, taken while you wait; &folded=1 gives the stacks as text:
+/debug/profile?seconds=10   what fibers compute
+/debug/offcpu?seconds=10    where fibers wait, for what, and for how long
 ";
 
 impl Admin {
@@ -146,7 +153,41 @@ impl Admin {
                 Err(error) => Response::text("500 Internal Server Error", format!("{error}\n")),
             },
             "/fibers" => Response::text("200 OK", fibers(query_has(path, "backtraces"))),
+            "/debug/profile" => self.profile(path, Subject::OnCpu),
+            "/debug/offcpu" => self.profile(path, Subject::OffCpu),
             _ => Response::text("404 Not Found", HELP),
+        }
+    }
+
+    /// Looks at the fibers for a while, and draws what it saw.
+    fn profile(&self, path: &str, subject: Subject) -> Response {
+        let rate_default = if subject == Subject::OffCpu { 20 } else { 99 };
+        let (seconds, rate_hz) = match (
+            query_number(path, "seconds", 10, PROFILE_SECONDS_MAX),
+            query_number(path, "rate", rate_default, PROFILE_RATE_HZ_MAX),
+        ) {
+            (Ok(seconds), Ok(rate)) => (seconds, rate as u32),
+            (Err(problem), _) | (_, Err(problem)) => return Response::text("400 Bad Request", problem),
+        };
+        let duration = Duration::from_secs(seconds);
+        let mut profile = match subject {
+            Subject::OffCpu => squall_fiber::profile_off_cpu(duration, rate_hz),
+            _ => squall_fiber::profile_on_cpu(duration, rate_hz),
+        };
+        let title = match subject {
+            Subject::OffCpu => format!("node {}: where fibers wait, {seconds} s", self.node.id),
+            _ => format!("node {}: on the CPU, {seconds} s", self.node.id),
+        };
+        let as_text = query_has(path, "folded");
+        // On a thread of the blocking pool: looking up names takes time and stack.
+        let drawn = squall_fiber::run_blocking(move || {
+            let folded = profile.folded();
+            if as_text { Ok(folded) } else { flame::graph(&folded, subject, &title) }
+        });
+        match drawn {
+            Ok(body) if as_text => Response::text("200 OK", body),
+            Ok(body) => Response { status: "200 OK", content_type: "image/svg+xml", body },
+            Err(error) => Response::text("503 Service Unavailable", format!("{error}\n")),
         }
     }
 
@@ -310,13 +351,23 @@ fn read_request(stream: &mut TcpStream) -> io::Result<Result<String, Response>> 
     }
 }
 
+/// The value of a key in the query of a path; empty if there is only the key.
+fn query_value<'a>(path: &'a str, key: &str) -> Option<&'a str> {
+    let query = path.split_once('?').map_or("", |(_, query)| query);
+    let mut pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    pairs.find(|(name, _)| *name == key).map(|(_, value)| value)
+}
+
 /// Whether the query of a path names a key, with any value but 0.
 fn query_has(path: &str, key: &str) -> bool {
-    let query = path.split_once('?').map_or("", |(_, query)| query);
-    query.split('&').any(|pair| {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        name == key && value != "0"
-    })
+    query_value(path, key).is_some_and(|value| value != "0")
+}
+
+/// A number from 1 in the query of a path. The error is the answer.
+fn query_number(path: &str, key: &str, default: u64, max: u64) -> Result<u64, String> {
+    let Some(text) = query_value(path, key) else { return Ok(default) };
+    let number = text.parse().ok().filter(|number| (1..=max).contains(number));
+    number.ok_or_else(|| format!("{key} is a number from 1 to {max}, not {text:?}\n"))
 }
 
 fn fibers(with_backtraces: bool) -> String {
@@ -380,6 +431,16 @@ mod tests {
             ("/fibers?nobacktraces=1", false),
         ] {
             assert_eq!(query_has(path, "backtraces"), wanted, "{path}");
+        }
+    }
+
+    #[test]
+    fn numbers_of_a_query_are_checked() {
+        let seconds = |query: &str| query_number(&format!("/debug/profile{query}"), "seconds", 10, 600);
+        assert_eq!(seconds(""), Ok(10));
+        assert_eq!(seconds("?folded=1&seconds=600"), Ok(600));
+        for wrong in ["?seconds=0", "?seconds=601", "?seconds", "?seconds=-1", "?seconds=1e3"] {
+            assert!(seconds(wrong).is_err_and(|problem| problem.contains("from 1 to 600")), "{wrong}");
         }
     }
 }

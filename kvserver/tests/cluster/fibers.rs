@@ -1,5 +1,10 @@
 //! A node tells what its fibers do: on the admin port, and on standard error when it gets SIGUSR1.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -44,4 +49,43 @@ fn sigusr1_writes_all_fibers_with_backtraces_to_standard_error() {
     assert!(backtrace.iter().any(|line| line.contains("src/group/owner.rs:")), "{backtrace:#?}");
     // It goes on as if nothing had happened.
     assert!(cluster.status(1).is_some());
+}
+
+#[test]
+fn a_node_draws_flame_graphs_of_itself() {
+    let cluster = Cluster::start(&[]);
+    let admin = cluster.admin_address(1);
+    let pid = cluster.number(1, "process_id").expect("the node runs");
+    assert_eq!(squall_profile::node::admin_port_of(pid as u32).unwrap(), Some(admin));
+    let get = |path: &str| squall_profile::node::get(admin, path, Duration::from_secs(2));
+
+    let svg = get("/debug/offcpu?seconds=1").unwrap();
+    assert!(svg.starts_with("<?xml") && svg.trim_end().ends_with("</svg>"), "{svg}");
+    // The group's owner, which waits for messages of a channel of std.
+    assert!(svg.contains("raft-#-owner") && svg.contains("[futex]"), "{svg}");
+    let folded = get("/debug/offcpu?seconds=1&folded=1").unwrap();
+    let owner = folded.lines().find(|line| line.starts_with("raft-#-owner;")).unwrap();
+    let (_, waited_us) = owner.rsplit_once(' ').unwrap();
+    assert!(waited_us.parse::<u64>().unwrap() > 0, "{owner}");
+
+    // Something to compute.
+    let is_over = Arc::new(AtomicBool::new(false));
+    let load = {
+        let (is_over, mut client) = (is_over.clone(), cluster.redis(1));
+        thread::spawn(move || {
+            while !is_over.load(Ordering::Relaxed) {
+                client.call(&["PING"]);
+            }
+        })
+    };
+    let svg = get("/debug/profile?seconds=1");
+    is_over.store(true, Ordering::Relaxed);
+    load.join().unwrap();
+    let svg = svg.unwrap();
+    assert!(svg.starts_with("<?xml") && svg.contains("squall_kvserver::resp::connection"), "{svg}");
+
+    for wrong in ["/debug/profile?seconds=0", "/debug/offcpu?seconds=never", "/debug/profile?rate=1000000"] {
+        let error = get(wrong).unwrap_err().to_string();
+        assert!(error.contains("400") && error.contains("is a number from 1 to"), "{wrong}: {error}");
+    }
 }
