@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 pub enum ProfileKind {
     /// The time that fibers use of a processor.
     OnCpu,
-    /// The time that fibers wait.
+    /// The time that fibers wait: for what they have asked for, or, being ready, for a worker.
     OffCpu,
 }
 
@@ -113,6 +113,9 @@ fn group(name: Option<&str>) -> String {
     group
 }
 
+/// What a fiber waits for that could run: others come first.
+const READY: &str = "ready";
+
 struct Sampler {
     profile: Profile,
     period: Duration,
@@ -177,16 +180,16 @@ impl Sampler {
 
     fn visit_waiting(&mut self, shared: &Shared, passed: Duration) {
         for fiber in shared.register.all() {
-            let (kind, _) = fiber.waits_for();
-            if kind == WaitKind::None {
-                continue;
-            }
-            // Nothing if it has gone on meanwhile.
+            let waits_for = match fiber.waits_for() {
+                (WaitKind::None, _) => READY,
+                (kind, _) => WaitKind::NAMES[kind as usize],
+            };
+            // Nothing if it runs, or has gone on meanwhile, or has not begun.
             let Some(chain) = fiber.trace.capture(fiber.guard_end.load(Ordering::Relaxed)) else { continue };
             let place = Place {
                 fiber: group(fiber.name.as_deref()),
                 calls: Some(Backtrace::new(&chain, false)),
-                waits_for: Some(WaitKind::NAMES[kind as usize]),
+                waits_for: Some(waits_for),
             };
             self.profile.add(place, passed);
         }
@@ -227,7 +230,7 @@ pub fn profile_on_cpu(duration: Duration, rate_hz: u32) -> Profile {
 }
 
 /// Samples where all fibers of the process wait, and for what, for the given time, so many times a second (20 is plenty; fewer for
-/// crowds that take long to look at).
+/// crowds that take long to look at). A fiber that could run while others do waits, too: it is `[ready]`.
 ///
 /// ```
 /// use std::time::Duration;

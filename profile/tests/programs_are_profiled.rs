@@ -128,6 +128,24 @@ fn the_runtime_sees_where_fibers_wait_and_for_what() {
 }
 
 #[test]
+fn without_perf_the_runtime_samples_and_says_so() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let svg = folder.path().join("graph.svg");
+    let program = std::env::current_exe().expect("this program has a path");
+    let output = profile(&["run", "--output"])
+        .args([&svg, Path::new("--"), &program])
+        .args(["child_that_is_profiled", "--exact"])
+        .env(CHILD, "ends")
+        // Where there is no perf.
+        .env("PATH", folder.path())
+        .output()
+        .expect("it can be run");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("the runtime samples instead"), "{said}");
+    assert!(fs::read_to_string(svg).expect("it was drawn").contains("function_that_computes"));
+}
+
+#[test]
 fn a_program_that_goes_on_is_ended_in_time() {
     let profiled = run(&["--off-cpu", "--seconds", "2", "--json"], "goes on");
     assert_eq!(profiled.status, Some(0), "{}", profiled.said);

@@ -73,14 +73,22 @@ class Table:
         return sorted(found, key=lambda fiber: fiber.id)
 
 
+FIELDS = "id name home stack_bytes guard_end stack_top stands runs since_ms state wait_kind wait_detail".split()
+
+
 class Fiber:
     def __init__(self, table, address):
-        self.table, self.address = table, address
-        for field in "id home stack_bytes guard_end stack_top stands runs since_ms state wait_detail".split():
-            setattr(self, field, word(address + getattr(table, field)))
-        name, length = word(address + table.name), word(address + table.name + WORD)
-        self.name = memory(name, length).decode(errors="replace") if name else None
-        kind = memory(address + table.wait_kind, 1)[0]
+        self.table = table
+        # All in one piece: a read costs more than the bytes between the fields.
+        offsets = [getattr(table, field) for field in FIELDS]
+        start = min(offsets)
+        block = memory(address + start, max(offsets) + 2 * WORD - start)
+        read = lambda at: int.from_bytes(block[at - start : at - start + WORD], "little")
+        for field, offset in zip(FIELDS, offsets):
+            setattr(self, field, read(offset))
+        length = read(table.name + WORD)
+        self.name = memory(self.name, length).decode(errors="replace") if self.name else None
+        kind = self.wait_kind & 0xFF
         self.wait_kind = table.wait_kinds[kind] if kind < len(table.wait_kinds) else "?"
 
     @property
