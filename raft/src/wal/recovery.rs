@@ -60,6 +60,8 @@ pub(super) struct End {
     pub(super) tail: Tail,
     /// The records prove that the segment was durable up to here.
     pub(super) synced_to: u64,
+    /// The records from there on, as they were verified.
+    pub(super) unproven: Vec<u8>,
     pub(super) torn: Option<TornTail>,
 }
 
@@ -204,11 +206,12 @@ impl Replay {
                 );
                 return Err(self.corrupt(&path, tail.end, reason));
             }
-            return Ok(End { tail, synced_to: tail.end, torn: None });
+            return Ok(End { tail, synced_to: tail.end, unproven: Vec::new(), torn: None });
         }
 
         // A disk that returned the bytes of another place, once, makes a whole log look torn, or empty: what was acknowledged would be cut.
-        if end_of_records(&path, chain, limit)? != tail {
+        let (second, unproven) = read_again(&path, chain, limit, synced_to)?;
+        if second != tail {
             let reason = "the disk returned other bytes when it was read again".into();
             return Err(self.corrupt(&path, tail.end, reason));
         }
@@ -226,7 +229,7 @@ impl Replay {
             offset: tail.end,
             later_records: found.after,
         });
-        Ok(End { tail, synced_to, torn })
+        Ok(End { tail, synced_to, unproven, torn })
     }
 
     fn restart(&mut self, state: LogState) {
@@ -292,14 +295,25 @@ impl Replay {
     }
 }
 
-/// Reads a segment once more: where its unbroken run of records ends.
-fn end_of_records(path: &Path, chain: Chain, limit: u64) -> Result<Tail, WalError> {
+/// Reads a segment once more: where its unbroken run of records ends, and the bytes of those from `unproven_from` on.
+fn read_again(
+    path: &Path,
+    chain: Chain,
+    limit: u64,
+    unproven_from: u64,
+) -> Result<(Tail, Vec<u8>), WalError> {
     let mut window = Window::open(path.to_path_buf(), limit)?;
     let mut tail = Tail { end: HEADER_BYTES as u64, link: chain.seed };
-    while let Found::Record { header, crc, .. } = window.record(chain, tail)? {
+    let mut unproven = Vec::new();
+    while let Found::Record { header, crc, payload } = window.record(chain, tail)? {
+        if tail.end >= unproven_from {
+            unproven.extend_from_slice(&header.encode(chain, tail.end).0);
+            unproven.extend_from_slice(&payload);
+            unproven.resize(unproven.len() + codec::padded(payload.len()) - payload.len(), 0);
+        }
         tail = Tail { end: tail.end + header.record_bytes(), link: crc };
     }
-    Ok(tail)
+    Ok((tail, unproven))
 }
 
 /// What stands where the next record is expected.

@@ -6,7 +6,6 @@
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -21,8 +20,6 @@ use crate::planted::{Mistake, planted};
 
 /// Room behind the last record for the zeroes, or the seal, that mark the end.
 pub(super) const END_BYTES: usize = RECORD_HEADER_BYTES;
-/// Records found in a reopened segment are written again in pieces of this size.
-const REWRITE_BYTES: u64 = 1 << 20;
 static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
 /// A segment that is written no more; all of it is durable.
@@ -142,12 +139,8 @@ impl SegmentStore {
             last_live: found.last_live,
         };
         if end.synced_to < end.tail.end {
-            let mut bytes = Vec::new();
-            for offset in (end.synced_to..end.tail.end).step_by(REWRITE_BYTES as usize) {
-                bytes.resize((end.tail.end - offset).min(REWRITE_BYTES) as usize, 0);
-                active.file.read_exact_at(&mut bytes, offset).map_err(DiskFault::of("read", path))?;
-                self.write(&active, &bytes, offset)?;
-            }
+            // What was verified, not what another read returns: a disk that mistakes the address then would have it destroy the log.
+            self.write(&active, &end.unproven, end.synced_to)?;
             self.sync(&active)?;
             active.synced_to = end.tail.end;
         }

@@ -145,8 +145,8 @@ fn draw_fault(kind: u64, nodes: u64, random: &mut Random) -> Fault {
         _ => Target::Node(random.below(nodes) + 1),
     };
     let other = Target::Node(random.below(nodes) + 1);
-    // Half of them too short for an election, half long enough.
-    let longest = if random.chance(0.5) { 700 } else { 7_000 };
+    // Too short for an election, about as long as one, or long enough for several.
+    let longest = *random.choice(&[700, 2_500, 7_000]);
     let time = Duration::from_millis(random.below(longest) + 20);
     match kind {
         0 => Fault::Kill(target),

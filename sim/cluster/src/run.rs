@@ -305,7 +305,10 @@ impl Cluster {
             self.world.note(format!("node {} is retired", member.id));
         } else if !member.misled.load(Ordering::Relaxed) {
             let text = format!("node {} refuses data that nobody has harmed: {error}", member.id);
-            self.unexpected.lock().unwrap_or_else(PoisonError::into_inner).push(text);
+            let mut unexpected = self.unexpected.lock().unwrap_or_else(PoisonError::into_inner);
+            if !unexpected.contains(&text) {
+                unexpected.push(text);
+            }
         }
     }
 

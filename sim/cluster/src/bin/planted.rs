@@ -6,6 +6,7 @@
 use anyhow::{Context, ensure};
 use clap::Parser;
 use squall_raft::planted::{Mistake, VARIABLE};
+use squall_sim_cluster::plan::Profile;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitCode, Stdio};
@@ -19,7 +20,7 @@ const SEEDS_PER_CHILD: u64 = 20;
 struct Arguments {
     /// The mistakes to make; all of them if none is named.
     mistakes: Vec<String>,
-    /// How many seeds to try for each.
+    /// How many seeds to try for each, in pieces of 20 of each profile in turn.
     #[arg(long, default_value_t = 2_000)]
     seeds: u64,
     /// How many mistakes to look for at a time.
@@ -30,6 +31,7 @@ struct Arguments {
 /// What it took to find a mistake.
 struct Found {
     seed: u64,
+    profile: Profile,
     took: Duration,
     failure: String,
 }
@@ -47,7 +49,9 @@ fn main() -> anyhow::Result<ExitCode> {
     ensure!(!mistakes.is_empty(), "no mistake has that name");
     let next = Mutex::new(mistakes.iter());
     let missed = Mutex::new(0);
-    println!("| mistake | what is done wrong | seed | seconds | how it shows |\n|---|---|---|---|---|");
+    println!(
+        "| mistake | what is done wrong | profile | seeds | seconds | how it shows |\n|---|---|---|---|---|---|"
+    );
     std::thread::scope(|scope| {
         let work = || -> anyhow::Result<()> {
             loop {
@@ -55,11 +59,12 @@ fn main() -> anyhow::Result<ExitCode> {
                 let Some(mistake) = mistake else { return Ok(()) };
                 let row = match find(*mistake, arguments.seeds)? {
                     Some(found) => {
-                        format!("{} | {:.0} | {}", found.seed, found.took.as_secs_f64(), found.failure)
+                        let Found { seed, profile, took, failure } = found;
+                        format!("{} | {seed} | {:.0} | {failure}", profile.name(), took.as_secs_f64())
                     }
                     None => {
                         *missed.lock().unwrap_or_else(PoisonError::into_inner) += 1;
-                        format!("NOT FOUND in {} | | ", arguments.seeds)
+                        format!("all | NOT FOUND in {} | | ", arguments.seeds)
                     }
                 };
                 println!("| {} | {} | {row} |", mistake.name(), mistake.meaning());
@@ -78,15 +83,17 @@ fn main() -> anyhow::Result<ExitCode> {
 fn find(mistake: Mistake, seeds: u64) -> anyhow::Result<Option<Found>> {
     let started = Instant::now();
     let sim = std::env::current_exe()?.with_file_name("sim");
-    let found = |seed, failure: &str| {
+    let found = |seed, profile, failure: &str| {
         let failure: String = failure.split(" | ").next().unwrap_or("").chars().take(110).collect();
-        Some(Found { seed, took: started.elapsed(), failure: failure.replace('|', "/") })
+        Some(Found { seed, profile, took: started.elapsed(), failure: failure.replace('|', "/") })
     };
     let mut first = 1;
     while first <= seeds {
         let last = seeds.min(first + SEEDS_PER_CHILD - 1);
+        let piece = (first / SEEDS_PER_CHILD) as usize;
+        let profile = Profile::FAULTY[piece % Profile::FAULTY.len()];
         let mut child = Command::new(&sim)
-            .args(["--child", "--seeds", &format!("{first}..{last}")])
+            .args(["--child", "--profile", profile.name(), "--seeds", &format!("{first}..{last}")])
             .env(VARIABLE, mistake.name())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -100,7 +107,7 @@ fn find(mistake: Mistake, seeds: u64) -> anyhow::Result<Option<Found>> {
             if !failure.is_empty() {
                 child.kill()?;
                 child.wait()?;
-                return Ok(found(next, failure));
+                return Ok(found(next, profile, failure));
             }
             next += 1;
         }
@@ -109,7 +116,7 @@ fn find(mistake: Mistake, seeds: u64) -> anyhow::Result<Option<Found>> {
         // Somebody outside ended it: that says nothing of the mistake.
         let was_stopped = status.signal().is_some_and(|signal| [2, 9, 15].contains(&signal));
         if next <= last && !was_stopped {
-            return Ok(found(next, &format!("the process ended: {status}")));
+            return Ok(found(next, profile, &format!("the process ended: {status}")));
         }
     }
     Ok(None)
