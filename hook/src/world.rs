@@ -67,6 +67,14 @@ pub trait World: Os {
 
     /// `socket`.
     fn socket(&self, current: Current<'_>, domain: c_int, kind: c_int, protocol: c_int) -> Result<RawFd>;
+    /// `socketpair`.
+    fn socket_pair(
+        &self,
+        current: Current<'_>,
+        domain: c_int,
+        kind: c_int,
+        protocol: c_int,
+    ) -> Result<[RawFd; 2]>;
     /// `bind`.
     fn bind(&self, current: Current<'_>, fd: RawFd, address: &[u8]) -> Result<()>;
     /// `listen`.

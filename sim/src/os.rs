@@ -3,6 +3,8 @@
 //! Every call begins at the gate, where a paused program is held up, one that has ended stays for ever, and now and then other fibers
 //! run first. Then it is tried on the world's state, again and again with waits in between, until there is a result; and that is recorded.
 
+use crate::kernel::address::Address;
+use crate::kernel::datagrams::Datagrams;
 use crate::kernel::net::ConnectionId;
 use crate::kernel::{
     Attempt, Exit, FIRST_FD, Host, HostId, Kernel, Kind, ProcessId, Queue, Standing, State, Stop,
@@ -16,7 +18,7 @@ use squall_hook::{
     Result, World,
 };
 use std::ffi::CString;
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -265,11 +267,88 @@ impl ProcessOs {
         self.record(Call::Send, content, result, |size| *size as u64)
     }
 
+    fn has_datagrams(&self, fd: RawFd) -> bool {
+        let mut state = self.kernel.lock();
+        state.object(self.id, fd).is_ok_and(|object| matches!(object.kind, Kind::Datagrams(_)))
+    }
+
+    fn receive_datagram(
+        &self,
+        current: Current<'_>,
+        fd: RawFd,
+        buffers: &mut [BufferMut],
+        flags: i32,
+        from: Option<AddressMut>,
+    ) -> Result<usize> {
+        self.enter(current);
+        let timeout = self.kernel.lock().object(self.id, fd)?.receive_timeout;
+        let result = self.wait(current, WaitKind::Readable, fd, timeout, Errno::AGAIN, |state| {
+            let id = state.object_id(self.id, fd)?;
+            let nonblocking = state.objects[id].nonblocking || (flags & libc::MSG_DONTWAIT) != 0;
+            let Some(socket) = state.datagrams(id) else { return Err(Errno::NOTSOCK.into()) };
+            let next = match (flags & libc::MSG_PEEK) != 0 {
+                true => socket.inbox.front().cloned(),
+                false => socket.inbox.pop_front(),
+            };
+            match next {
+                Some(next) => {
+                    // Whoever found the inbox full.
+                    socket.waiters.drain(..).for_each(|waiter| {
+                        waiter.wake(Wake::Ready);
+                    });
+                    Ok(next)
+                }
+                None if nonblocking => Err(Errno::AGAIN.into()),
+                None => Err(Stop::Wait(Queue::Datagrams(id))),
+            }
+        });
+        let (sender, bytes) = self.record(Call::Receive, fd as u64, result, |(_, bytes)| digest(bytes))?;
+        let mut rest = &bytes[..];
+        for buffer in buffers {
+            let room = buffer.as_mut_slice();
+            let count = room.len().min(rest.len());
+            room[..count].write_copy_of_slice(&rest[..count]);
+            rest = &rest[count..];
+        }
+        if let Some(mut from) = from {
+            from.set(&sender.encode());
+        }
+        Ok(if (flags & libc::MSG_TRUNC) != 0 { bytes.len() } else { bytes.len() - rest.len() })
+    }
+
+    fn send_datagram(
+        &self,
+        current: Current<'_>,
+        fd: RawFd,
+        buffers: &[Buffer],
+        flags: i32,
+        to: Option<&[u8]>,
+    ) -> Result<usize> {
+        self.enter(current);
+        let to = to.map(Address::decode).transpose()?;
+        let bytes = buffers.iter().flat_map(|buffer| buffer.as_slice()).copied().collect::<Vec<u8>>();
+        let timeout = self.kernel.lock().object(self.id, fd)?.send_timeout;
+        let result = self.wait(current, WaitKind::Writable, fd, timeout, Errno::AGAIN, |state| {
+            let id = state.object_id(self.id, fd)?;
+            let nonblocking = state.objects[id].nonblocking || (flags & libc::MSG_DONTWAIT) != 0;
+            let to = to.clone().map(|to| state.destination(self.host, to)).transpose()?;
+            match state.send_datagram(self.host, id, &bytes, to) {
+                Err(Stop::Wait(_)) if nonblocking => Err(Errno::AGAIN.into()),
+                result => result,
+            }
+        });
+        self.record(Call::Send, digest(&bytes), result, |size| *size as u64)
+    }
+
     fn readiness(state: &mut State, process: ProcessId, fd: RawFd) -> (i16, Option<Queue>) {
         let Ok(id) = state.object_id(process, fd) else { return (libc::POLLNVAL, None) };
         match &state.objects[id].kind {
             Kind::File { .. } | Kind::Directory { .. } => (libc::POLLIN | libc::POLLOUT, None),
             Kind::Socket { .. } => (libc::POLLOUT | libc::POLLHUP, None),
+            Kind::Datagrams(socket) => {
+                let readable = if socket.inbox.is_empty() { 0 } else { libc::POLLIN };
+                (readable | libc::POLLOUT, Some(Queue::Datagrams(id)))
+            }
             Kind::Listener { listener, .. } => {
                 (if listener.backlog.is_empty() { 0 } else { libc::POLLIN }, Some(Queue::Listener(id)))
             }
@@ -331,7 +410,8 @@ impl ProcessOs {
         }
         let Kind::File { offset, .. } = state.object(self.id, fd)?.kind else { return Err(Errno::BADF) };
         let start = at.unwrap_or(offset) as usize;
-        let misdirected = faults.misdirected_read > 0.0 && state.draw_disk_fault(faults.misdirected_read);
+        let State { hosts, random, .. } = state;
+        let misdirected = hosts[self.host].disk.mistakes(&mut random.disk);
         if misdirected {
             state.note(Some(self.host), format!("a read gets what stands elsewhere (file {inode})"));
             state.count_fault("misdirected read");
@@ -409,25 +489,6 @@ fn content_of(buffers: &[Buffer]) -> u64 {
     buffers.iter().fold(0, |sum, buffer| sum ^ digest(buffer.as_slice()))
 }
 
-fn decode_address(bytes: &[u8]) -> Result<SocketAddrV4> {
-    if bytes.len() < 8 {
-        return Err(Errno::INVAL);
-    }
-    if i32::from(u16::from_ne_bytes([bytes[0], bytes[1]])) != libc::AF_INET {
-        return Err(Errno(libc::EAFNOSUPPORT));
-    }
-    let ip = Ipv4Addr::new(bytes[4], bytes[5], bytes[6], bytes[7]);
-    Ok(SocketAddrV4::new(ip, u16::from_be_bytes([bytes[2], bytes[3]])))
-}
-
-fn encode_address(address: SocketAddrV4) -> [u8; 16] {
-    let mut bytes = [0; 16];
-    bytes[..2].copy_from_slice(&(libc::AF_INET as u16).to_ne_bytes());
-    bytes[2..4].copy_from_slice(&address.port().to_be_bytes());
-    bytes[4..8].copy_from_slice(&address.ip().octets());
-    bytes
-}
-
 /// The time in a `timeval`; none if it is zero, which means no limit.
 fn decode_timeval(bytes: &[u8]) -> Result<Option<Duration>> {
     let field = |range: core::ops::Range<usize>| -> Result<u64> {
@@ -457,7 +518,7 @@ impl Os for ProcessOs {
 
     fn connect(&self, current: Current<'_>, fd: RawFd, address: &[u8]) -> Result<()> {
         self.enter(current);
-        let address = decode_address(address)?;
+        let address = Address::decode(address)?;
         let mut begun = false;
         let timeout = self.kernel.lock().object(self.id, fd)?.send_timeout;
         let late = if timeout.is_some() { Errno::INPROGRESS } else { Errno::TIMEDOUT };
@@ -465,9 +526,18 @@ impl Os for ProcessOs {
         let result = self.wait(current, WaitKind::Writable, fd, limit, late, |state| {
             let id = state.object_id(self.id, fd)?;
             match state.objects[id].kind {
+                Kind::Datagrams(_) => {
+                    let peer = state.destination(self.host, address.clone())?;
+                    if state.datagrams(id).is_some_and(|socket| !socket.unix && socket.port.is_none()) {
+                        state.name_datagrams(self.host, id, 0)?;
+                    }
+                    if let Some(socket) = state.datagrams(id) {
+                        socket.peer = Some(peer);
+                    }
+                    Ok(())
+                }
                 Kind::Socket { .. } => {
-                    let connection =
-                        state.open_connection(self.host, address).ok_or(Errno(libc::EHOSTUNREACH))?;
+                    let connection = state.open_connection(self.host, address.clone())?;
                     state.objects[id].kind = Kind::Connection { id: connection, side: 0 };
                     begun = true;
                     if state.objects[id].nonblocking {
@@ -506,12 +576,13 @@ impl Os for ProcessOs {
             let Some(connection) = listener.backlog.pop_front() else {
                 return Err(if nonblocking { Errno::AGAIN.into() } else { Stop::Wait(Queue::Listener(id)) });
             };
-            let from = state.end(connection, 0).map(|end| end.address).ok_or(Errno(libc::ECONNABORTED))?;
+            let from =
+                state.end(connection, 0).map(|end| end.address.clone()).ok_or(Errno(libc::ECONNABORTED))?;
             let kind = Kind::Connection { id: connection, side: 1 };
             Ok((state.install(self.id, kind, (flags & libc::SOCK_NONBLOCK) != 0), from))
         });
         let (accepted, from) = self.record(Call::Accept, fd as u64, result, |(fd, _)| *fd as u64)?;
-        peer.set(&encode_address(from));
+        peer.set(&from.encode());
         Ok(accepted)
     }
 
@@ -521,8 +592,11 @@ impl Os for ProcessOs {
         fd: RawFd,
         buffer: BufferMut,
         flags: i32,
-        _: Option<AddressMut>,
+        from: Option<AddressMut>,
     ) -> Result<usize> {
+        if self.has_datagrams(fd) {
+            return self.receive_datagram(current, fd, &mut [buffer], flags, from);
+        }
         if (flags & libc::MSG_WAITALL) == 0 {
             return self.receive_into(current, fd, &mut [buffer], flags);
         }
@@ -535,8 +609,11 @@ impl Os for ProcessOs {
         fd: RawFd,
         buffer: Buffer,
         flags: i32,
-        _: Option<&[u8]>,
+        to: Option<&[u8]>,
     ) -> Result<usize> {
+        if self.has_datagrams(fd) {
+            return self.send_datagram(current, fd, &[buffer], flags, to);
+        }
         self.send_from(current, fd, &[buffer], flags)
     }
 
@@ -552,6 +629,9 @@ impl Os for ProcessOs {
         if fd < FIRST_FD {
             return Err(self.refuse(current, "read from the real system"));
         }
+        if self.has_datagrams(fd) {
+            return self.receive_datagram(current, fd, buffers, 0, None);
+        }
         if !self.is_file(fd) {
             return self.receive_into(current, fd, buffers, 0);
         }
@@ -563,6 +643,9 @@ impl Os for ProcessOs {
         if fd < FIRST_FD {
             // What a program says to people is for them.
             return RealOs.write(current, fd, buffers);
+        }
+        if self.has_datagrams(fd) {
+            return self.send_datagram(current, fd, buffers, 0, None);
         }
         if !self.is_file(fd) {
             return self.send_from(current, fd, buffers, 0);
@@ -754,30 +837,37 @@ impl World for ProcessOs {
 
     fn socket(&self, current: Current<'_>, domain: c_int, kind: c_int, _: c_int) -> Result<RawFd> {
         let make = |state: &mut State| {
-            if domain != libc::AF_INET {
-                return Err(Errno(libc::EAFNOSUPPORT));
-            }
-            if kind & !(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK) != libc::SOCK_STREAM {
-                return Err(Errno(libc::EPROTONOSUPPORT));
-            }
-            Ok(state.install(self.id, Kind::Socket { bound: None }, (kind & libc::SOCK_NONBLOCK) != 0))
+            let unix = match domain {
+                libc::AF_INET => false,
+                libc::AF_UNIX => true,
+                _ => return Err(Errno(libc::EAFNOSUPPORT)),
+            };
+            let nonblocking = (kind & libc::SOCK_NONBLOCK) != 0;
+            let kind = match kind & !(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK) {
+                libc::SOCK_STREAM => Kind::Socket { unix, bound: None },
+                libc::SOCK_DGRAM => Kind::Datagrams(Datagrams::new(unix)),
+                _ => return Err(Errno(libc::EPROTONOSUPPORT)),
+            };
+            Ok(state.install(self.id, kind, nonblocking))
         };
         self.call(current, Call::Socket, kind as u64, make, |fd| *fd as u64)
     }
 
-    fn bind(&self, current: Current<'_>, fd: RawFd, address: &[u8]) -> Result<()> {
-        let bind = |state: &mut State| {
-            let address = decode_address(address)?;
-            state.check_bind(self.host, address)?;
-            match &mut state.object(self.id, fd)?.kind {
-                Kind::Socket { bound: bound @ None } => {
-                    *bound = Some(address);
-                    Ok(())
-                }
-                Kind::File { .. } | Kind::Directory { .. } => Err(Errno::NOTSOCK),
-                _ => Err(Errno::INVAL),
-            }
+    fn socket_pair(&self, current: Current<'_>, domain: c_int, kind: c_int, _: c_int) -> Result<[RawFd; 2]> {
+        let make = |state: &mut State| {
+            let datagrams = match kind & !(libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK) {
+                _ if domain != libc::AF_UNIX => return Err(Errno(libc::EOPNOTSUPP)),
+                libc::SOCK_STREAM => false,
+                libc::SOCK_DGRAM => true,
+                _ => return Err(Errno(libc::EPROTONOSUPPORT)),
+            };
+            Ok(state.pair(self.id, datagrams, (kind & libc::SOCK_NONBLOCK) != 0))
         };
+        self.call(current, Call::Socket, kind as u64, make, |[fd, _]| *fd as u64)
+    }
+
+    fn bind(&self, current: Current<'_>, fd: RawFd, address: &[u8]) -> Result<()> {
+        let bind = |state: &mut State| state.bind(self.id, fd, Address::decode(address)?);
         self.call(current, Call::Bind, fd as u64, bind, |()| 0)
     }
 
@@ -813,33 +903,36 @@ impl World for ProcessOs {
     }
 
     fn own_address(&self, current: Current<'_>, fd: RawFd, mut address: AddressMut) -> Result<()> {
-        let look = |state: &mut State| {
-            let any = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
-            match state.object(self.id, fd)?.kind {
-                Kind::Socket { bound } => Ok(bound.unwrap_or(any)),
-                Kind::Listener { address, .. } => Ok(address),
-                Kind::Connection { id, side } => {
-                    state.end(id, side).map(|end| end.address).ok_or(Errno::BADF)
-                }
-                _ => Err(Errno::NOTSOCK),
+        let look = |state: &mut State| match &state.object(self.id, fd)?.kind {
+            Kind::Socket { unix, bound } => Ok(bound.clone().unwrap_or(Address::unbound(*unix))),
+            Kind::Listener { address, .. } => Ok(address.clone()),
+            Kind::Datagrams(socket) => Ok(socket.address.clone()),
+            Kind::Connection { id, side } => {
+                let (id, side) = (*id, *side);
+                state.end(id, side).map(|end| end.address.clone()).ok_or(Errno::BADF)
             }
+            _ => Err(Errno::NOTSOCK),
         };
         let own = self.call(current, Call::Peer, fd as u64, look, |_| 0)?;
-        address.set(&encode_address(own));
+        address.set(&own.encode());
         Ok(())
     }
 
     fn peer_address(&self, current: Current<'_>, fd: RawFd, mut address: AddressMut) -> Result<()> {
         let look = |state: &mut State| {
+            if let Kind::Datagrams(socket) = &state.object(self.id, fd)?.kind {
+                let peer = socket.peer.as_ref().ok_or(Errno(libc::ENOTCONN))?;
+                return Ok(peer.address.clone());
+            }
             let (connection, side) = Self::connection(state, self.id, fd)?;
             let is_open = state.end(connection, side).is_some_and(|end| end.open);
             if !is_open {
                 return Err(Errno(libc::ENOTCONN));
             }
-            state.end(connection, 1 - side).map(|end| end.address).ok_or(Errno(libc::ENOTCONN))
+            state.end(connection, 1 - side).map(|end| end.address.clone()).ok_or(Errno(libc::ENOTCONN))
         };
         let peer = self.call(current, Call::Peer, fd as u64, look, |_| 0)?;
-        address.set(&encode_address(peer));
+        address.set(&peer.encode());
         Ok(())
     }
 
@@ -870,6 +963,7 @@ impl World for ProcessOs {
                     let (id, side) = (*id, *side);
                     state.end(id, side).and_then(|end| end.error.take()).unwrap_or(0)
                 }
+                (libc::SOL_SOCKET, libc::SO_TYPE, Kind::Datagrams(_)) => libc::SOCK_DGRAM,
                 (libc::SOL_SOCKET, libc::SO_TYPE, _) => libc::SOCK_STREAM,
                 (libc::SOL_SOCKET, libc::SO_ACCEPTCONN, kind) => {
                     c_int::from(matches!(kind, Kind::Listener { .. }))

@@ -61,6 +61,7 @@ pub(crate) enum Passage {
     Sent,
     Arrived,
     Stalled,
+    Lost,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -70,6 +71,7 @@ pub(crate) enum SegmentKind {
     Data,
     Finish,
     Reset,
+    Datagram,
 }
 
 /// A line of a run's timeline.

@@ -4,8 +4,9 @@ use squall_sim::{DiskFaults, Exit, Simulation, World};
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::sync::mpsc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -131,6 +132,107 @@ fn programs_talk_over_tcp_by_name() {
         assert_eq!(started.elapsed().as_secs(), 7);
         stream.set_nonblocking(true).unwrap();
         assert_eq!((&stream).read(&mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock);
+    });
+    outcome.expect();
+}
+
+#[test]
+fn datagrams_may_be_lost_doubled_and_overtaken_on_a_bad_link_only() {
+    let outcome = Simulation::new(11).run(|world| {
+        let (server, outside) = (world.add_host("server"), world.host("outside"));
+        server.start("server", || {
+            let socket = UdpSocket::bind("0.0.0.0:53").unwrap();
+            let mut buffer = [0; 16];
+            loop {
+                let (length, from) = socket.recv_from(&mut buffer).unwrap();
+                socket.send_to(&buffer[..length], from).unwrap();
+            }
+        });
+        sleep_ms(10);
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        assert_ne!(socket.local_addr().unwrap().port(), 0);
+        socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+        socket.connect("server:53").unwrap();
+        assert_eq!(socket.peer_addr().unwrap().port(), 53);
+        let echo = || {
+            (0..100_u8).for_each(|n| assert_eq!(socket.send(&[n, 7]).unwrap(), 2));
+            let mut seen = Vec::new();
+            let mut buffer = [0; 1];
+            // A buffer that is too short loses the rest, as everywhere.
+            while let Ok(length) = socket.recv(&mut buffer) {
+                seen.push(buffer[length - 1]);
+            }
+            seen
+        };
+        let mut all = echo();
+        assert!(!all.is_sorted(), "none was overtaken");
+        all.sort_unstable();
+        assert_eq!(all, (0..100).collect::<Vec<u8>>());
+        world.set_link(&outside, &server, Duration::from_millis(5), 0.4);
+        let some = echo();
+        let distinct: std::collections::BTreeSet<u8> = some.iter().copied().collect();
+        assert!((30..90).contains(&distinct.len()) && some.len() > distinct.len(), "{some:?}");
+        world.cut(&outside, &server);
+        assert!(echo().is_empty());
+        // Nobody listens there, and nobody says so.
+        let nobody = UdpSocket::bind("0.0.0.0:0").unwrap();
+        assert_eq!(nobody.send_to(b"x", "server:54").unwrap(), 1);
+        assert_eq!(UdpSocket::bind(nobody.local_addr().unwrap()).unwrap_err().kind(), ErrorKind::AddrInUse);
+    });
+    outcome.expect();
+}
+
+#[test]
+fn unix_sockets_connect_programs_of_one_machine() {
+    let outcome = Simulation::new(12).run(|world| {
+        let host = world.add_host("node");
+        let server = host.start("server", || {
+            let listener = UnixListener::bind("/socket").unwrap();
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut text = String::new();
+            stream.read_to_string(&mut text).unwrap();
+            stream.write_all(text.to_uppercase().as_bytes()).unwrap();
+        });
+        let client = host.start("client", || {
+            sleep_ms(10);
+            let mut stream = UnixStream::connect("/socket").unwrap();
+            assert_eq!(stream.peer_addr().unwrap().as_pathname(), Some("/socket".as_ref()));
+            assert!(stream.local_addr().unwrap().is_unnamed());
+            stream.write_all(b"hello").unwrap();
+            stream.shutdown(std::net::Shutdown::Write).unwrap();
+            let mut text = String::new();
+            stream.read_to_string(&mut text).unwrap();
+            assert_eq!(text, "HELLO");
+            assert_eq!(UnixListener::bind("/socket").unwrap_err().kind(), ErrorKind::AddrInUse);
+            sleep_ms(10);
+            assert_eq!(UnixStream::connect("/socket").unwrap_err().kind(), ErrorKind::ConnectionRefused);
+            fs::remove_file("/socket").unwrap();
+            assert_eq!(UnixStream::connect("/socket").unwrap_err().kind(), ErrorKind::NotFound);
+
+            let (mut one, mut other) = UnixStream::pair().unwrap();
+            one.write_all(b"pair").unwrap();
+            drop(one);
+            let mut text = String::new();
+            other.read_to_string(&mut text).unwrap();
+            assert_eq!(text, "pair");
+
+            let (named, unnamed) =
+                (UnixDatagram::bind("/datagrams").unwrap(), UnixDatagram::unbound().unwrap());
+            unnamed.send_to(b"to a name", "/datagrams").unwrap();
+            let mut buffer = [0; 32];
+            let (length, from) = named.recv_from(&mut buffer).unwrap();
+            assert_eq!((&buffer[..length], from.is_unnamed()), (&b"to a name"[..], true));
+            let (one, other) = UnixDatagram::pair().unwrap();
+            one.send(b"first").unwrap();
+            one.send(b"second").unwrap();
+            assert_eq!(other.recv(&mut buffer).unwrap(), 5);
+            assert_eq!(other.recv(&mut buffer).unwrap(), 6);
+            other.set_nonblocking(true).unwrap();
+            assert_eq!(other.recv(&mut buffer).unwrap_err().kind(), ErrorKind::WouldBlock);
+        });
+        assert_eq!((server.wait(), client.wait()), (Exit::Returned, Exit::Returned));
+        // Another machine's file is another file.
+        assert_eq!(UnixStream::connect("/datagrams").unwrap_err().kind(), ErrorKind::NotFound);
     });
     outcome.expect();
 }

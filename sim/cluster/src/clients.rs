@@ -103,7 +103,7 @@ pub(crate) fn work(traffic: &Arc<Traffic>, world: &World, client: usize, with_re
             7..9 => Wish::Append(traffic.token()),
             _ => Wish::Delete,
         };
-        step(traffic, &mut means, &mut random, client, &key, wish);
+        step(traffic, &mut means, client, &key, wish);
     }
 }
 
@@ -121,7 +121,7 @@ pub(crate) fn read_all(traffic: &Arc<Traffic>, world: &World, client: usize) -> 
     let mut random = world.random("reader");
     let mut means = Means::Clerk(new_clerk(traffic, &mut random));
     let keys = traffic.history.keys();
-    keys.iter().all(|key| (0..20).any(|_| step(traffic, &mut means, &mut random, client, key, Wish::Get)))
+    keys.iter().all(|key| (0..20).any(|_| step(traffic, &mut means, client, key, Wish::Get)))
 }
 
 fn new_clerk(traffic: &Traffic, random: &mut Random) -> Option<Clerk> {
@@ -135,19 +135,12 @@ enum Means {
 }
 
 /// Has one wish fulfilled, or tries to. True if it was.
-fn step(
-    traffic: &Arc<Traffic>,
-    means: &mut Means,
-    random: &mut Random,
-    client: usize,
-    key: &str,
-    wish: Wish,
-) -> bool {
+fn step(traffic: &Arc<Traffic>, means: &mut Means, client: usize, key: &str, wish: Wish) -> bool {
     let called = traffic.history.moment();
     let fate = match means {
         Means::Clerk(Some(clerk)) => by_clerk(clerk, key, wish),
         Means::Clerk(None) => Fate::Nonsense("a clerk cannot be made".into()),
-        Means::Redis(connection) => by_redis(traffic, connection, random, key, wish),
+        Means::Redis(connection) => by_redis(traffic, connection, client, key, wish),
     };
     match fate {
         Fate::Done(operation) => {
@@ -205,8 +198,10 @@ fn by_clerk(clerk: &Clerk, key: &str, wish: Wish) -> Fate {
     }
 }
 
-fn connect(traffic: &Traffic, random: &mut Random) -> redis::RedisResult<redis::Connection> {
-    let address = random.choice(&traffic.config.nodes).redis_address();
+/// Each client of its own node, so that there is one on each side of a cut.
+fn connect(traffic: &Traffic, client: usize) -> redis::RedisResult<redis::Connection> {
+    let nodes = &traffic.config.nodes;
+    let address = nodes[client % nodes.len()].redis_address();
     let client = redis::Client::open(format!("redis://:{}@{address}/", traffic.password))?;
     let connection = client.get_connection_with_timeout(Duration::from_secs(2))?;
     connection.set_read_timeout(Some(Duration::from_secs(8)))?;
@@ -217,12 +212,12 @@ fn connect(traffic: &Traffic, random: &mut Random) -> redis::RedisResult<redis::
 fn by_redis(
     traffic: &Traffic,
     slot: &mut Option<redis::Connection>,
-    random: &mut Random,
+    client: usize,
     key: &str,
     wish: Wish,
 ) -> Fate {
     if slot.is_none() {
-        *slot = connect(traffic, random).ok();
+        *slot = connect(traffic, client).ok();
     }
     let Some(connection) = slot else { return Fate::Refused };
     let command = match wish {

@@ -211,7 +211,7 @@ fn scenario(world: &World, nodes: u64, length: Duration, steps: &[Step], snapsho
         .map(|client| {
             let (traffic, inner) = (Arc::clone(&cluster.traffic), world.clone());
             let host = world.add_host(&format!("client{client}"));
-            host.start("client", move || work(&traffic, &inner, client, client % 3 == 2))
+            host.start("client", move || work(&traffic, &inner, client, client >= CLIENTS / 2))
         })
         .collect();
 

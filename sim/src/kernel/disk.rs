@@ -59,7 +59,8 @@ enum Node {
 pub struct DiskFaults {
     /// The probability that a read fails with EIO.
     pub read_error: f64,
-    /// The probability that a read gets what stands elsewhere on the disk.
+    /// The probability that a read gets what stands elsewhere on the disk. The next few reads are right then: of a disk that lies every
+    /// time nothing can be known.
     pub misdirected_read: f64,
     /// The probability that a write fails with EIO.
     pub write_error: f64,
@@ -104,7 +105,12 @@ pub(crate) struct Disk {
     nodes: Vec<Node>,
     used_bytes: u64,
     pub(crate) faults: DiskFaults,
+    /// So many reads must be right before one may be misdirected.
+    right_reads: u32,
 }
+
+/// How many reads are right after one that was not.
+const RIGHT_READS: u32 = 8;
 
 impl Disk {
     pub(crate) fn new() -> Self {
@@ -112,7 +118,19 @@ impl Disk {
             nodes: vec![Node::Directory(Directory::default())],
             used_bytes: 0,
             faults: DiskFaults::default(),
+            right_reads: 0,
         }
+    }
+
+    /// Whether the next read is misdirected.
+    pub(crate) fn mistakes(&mut self, random: &mut Random) -> bool {
+        let probability = self.faults.misdirected_read;
+        self.right_reads = self.right_reads.saturating_sub(1);
+        let mistakes = probability > 0.0 && self.right_reads == 0 && random.chance(probability);
+        if mistakes {
+            self.right_reads = RIGHT_READS;
+        }
+        mistakes
     }
 
     fn file(&self, inode: Inode) -> Result<&File> {
@@ -540,6 +558,20 @@ mod tests {
             }
         }
         assert!(torn > 20, "only {torn} torn writes");
+    }
+
+    #[test]
+    fn a_misdirected_read_returns_another_place_and_not_twice_in_a_row() {
+        let mut disk = Disk::new();
+        let mut random = Random::new(1, "test");
+        let file = disk.create_file(b"/f", 0).unwrap();
+        disk.write(file, 0, &[7; 2000], 0).unwrap();
+        disk.faults.misdirected_read = 1.0;
+        let mistakes: Vec<bool> = (0..20).map(|_| disk.mistakes(&mut random)).collect();
+        assert_eq!(mistakes.iter().filter(|mistake| **mistake).count(), 3, "{mistakes:?}");
+        let other = disk.read_elsewhere(600, &mut random);
+        assert!(other.len() == 600 && other.starts_with(&[7; 100]), "{other:?}");
+        assert_eq!(disk.files(b"/"), [b"/f"]);
     }
 
     #[test]

@@ -3,11 +3,15 @@
 //! One lock around everything, held for one call at a time and never across a suspension; on the one thread of a simulation it is always
 //! free. Nothing in here waits: what a call has to wait for, it says (`Stop::Wait`), and `os.rs` waits.
 
+pub(crate) mod address;
+pub(crate) mod datagrams;
 pub(crate) mod disk;
 pub(crate) mod net;
 
 use crate::random::Random;
 use crate::trace::{Call, Event, Trace};
+use address::{Address, Port};
+use datagrams::Datagrams;
 use disk::{Disk, Inode};
 use net::{Connection, ConnectionId, Link, Listener, Segment};
 use slab::Slab;
@@ -57,6 +61,7 @@ pub(crate) enum Queue {
         side: usize,
     },
     Listener(ObjectId),
+    Datagrams(ObjectId),
     /// The lock of a file.
     File(HostId, Inode),
     /// A program that is held up to go on.
@@ -77,14 +82,16 @@ pub(crate) struct Object {
 
 #[derive(Debug)]
 pub(crate) enum Kind {
-    /// A socket that is neither listening nor connected.
+    /// A socket for a stream that is neither listening nor connected.
     Socket {
-        bound: Option<SocketAddrV4>,
+        unix: bool,
+        bound: Option<Address>,
     },
     Listener {
-        address: SocketAddrV4,
+        address: Address,
         listener: Listener,
     },
+    Datagrams(Datagrams),
     Connection {
         id: ConnectionId,
         side: usize,
@@ -163,6 +170,7 @@ pub(crate) struct Process {
 pub(crate) enum Happening {
     Arrival { connection: ConnectionId, to: usize, segment: Segment },
     Resumption { connection: ConnectionId, to: usize },
+    Datagram { from: SocketAddrV4, to: HostId, port: Port, bytes: Vec<u8> },
 }
 
 struct Scheduled {
@@ -232,7 +240,9 @@ pub(crate) struct State {
     pub(crate) objects: Slab<Object>,
     pub(crate) connections: BTreeMap<ConnectionId, Connection>,
     next_connection: ConnectionId,
-    listeners: BTreeMap<(HostId, u16), ObjectId>,
+    /// The sockets that can be reached.
+    listeners: BTreeMap<(HostId, Port), ObjectId>,
+    next_pair: u64,
     /// What went wrong with the simulation itself, or in its programs.
     pub(crate) failures: Vec<String>,
     /// How often each fault was made.
@@ -266,6 +276,7 @@ impl Kernel {
             connections: BTreeMap::new(),
             next_connection: 0,
             listeners: BTreeMap::new(),
+            next_pair: 0,
             failures: Vec::new(),
             faults: BTreeMap::new(),
         };
@@ -312,6 +323,7 @@ impl State {
             match what {
                 Happening::Arrival { connection, to, segment } => self.arrive(connection, to, segment),
                 Happening::Resumption { connection, to } => self.resume(connection, to),
+                Happening::Datagram { from, to, port, bytes } => self.arrive_datagram(from, to, port, bytes),
             }
         }
     }
@@ -549,8 +561,14 @@ impl State {
         let Object { kind, options, .. } = self.objects.remove(id);
         match kind {
             Kind::Socket { .. } | Kind::Directory { .. } => {}
-            Kind::Listener { address, mut listener } => {
-                self.listeners.retain(|(_, port), object| *object != id || *port != address.port());
+            Kind::Datagrams(socket) => {
+                self.listeners.retain(|_, object| *object != id);
+                for waiter in socket.waiters {
+                    waiter.wake(Wake::Ready);
+                }
+            }
+            Kind::Listener { mut listener, .. } => {
+                self.listeners.retain(|_, object| *object != id);
                 for waiter in listener.waiters.drain(..) {
                     waiter.wake(Wake::Ready);
                 }
@@ -587,6 +605,7 @@ impl State {
         match queue {
             Queue::End { connection, side } => Some(&mut self.end(connection, side)?.waiters),
             Queue::Listener(object) => Some(&mut self.listener(object)?.waiters),
+            Queue::Datagrams(object) => Some(&mut self.datagrams(object)?.waiters),
             Queue::File(host, inode) => Some(&mut self.hosts[host].file_locks.get_mut(&inode)?.waiters),
             Queue::Process(process) => Some(&mut self.processes[process].waiters),
         }
@@ -603,21 +622,30 @@ impl State {
     ) -> Result<(), Errno> {
         let host = self.processes[process].host;
         let id = self.object_id(process, fd)?;
-        let address = match &mut self.objects[id].kind {
-            Kind::Socket { bound } => *bound,
+        let address = match &self.objects[id].kind {
+            Kind::Socket { unix: true, bound: None } => return Err(Errno::INVAL),
+            Kind::Socket { unix, bound } => bound.clone().unwrap_or(Address::unbound(*unix)),
             Kind::Listener { .. } => return Ok(()),
             Kind::Connection { .. } => return Err(Errno::INVAL),
+            Kind::Datagrams(_) => return Err(Errno(libc::EOPNOTSUPP)),
             _ => return Err(Errno::NOTSOCK),
         };
-        let any = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
-        let mut address = address.unwrap_or(any);
-        if address.port() == 0 {
-            address.set_port(self.free_port(host));
-        }
-        if self.listeners.contains_key(&(host, address.port())) {
+        let (address, port) = match address {
+            Address::Inet(mut inet) => {
+                if inet.port() == 0 {
+                    inet.set_port(self.free_port(host, Port::Tcp));
+                }
+                (Address::Inet(inet), Port::Tcp(inet.port()))
+            }
+            Address::Unix(path) => {
+                let inode = self.hosts[host].disk.find(&path)?;
+                (Address::Unix(path), Port::Unix(inode))
+            }
+        };
+        if self.listeners.contains_key(&(host, port)) {
             return Err(Errno(libc::EADDRINUSE));
         }
-        self.listeners.insert((host, address.port()), id);
+        self.listeners.insert((host, port), id);
         let listener = Listener {
             backlog: VecDeque::new(),
             limit: backlog.clamp(1, 4096) as usize,
@@ -627,16 +655,77 @@ impl State {
         Ok(())
     }
 
-    /// Whether a program may bind to an address.
-    pub(crate) fn check_bind(&self, host: HostId, address: SocketAddrV4) -> Result<(), Errno> {
-        let ip = address.ip();
-        if *ip != self.hosts[host].ip && !ip.is_unspecified() && !ip.is_loopback() {
-            return Err(Errno(libc::EADDRNOTAVAIL));
+    /// Gives a socket an address.
+    pub(crate) fn bind(&mut self, process: ProcessId, fd: RawFd, address: Address) -> Result<(), Errno> {
+        let host = self.processes[process].host;
+        let id = self.object_id(process, fd)?;
+        let (unix, datagrams) = match &self.objects[id].kind {
+            Kind::Socket { unix, bound: None } => (*unix, false),
+            Kind::Datagrams(Datagrams { unix, port: None, .. }) => (*unix, true),
+            Kind::File { .. } | Kind::Directory { .. } => return Err(Errno::NOTSOCK),
+            _ => return Err(Errno::INVAL),
+        };
+        if unix != address.is_unix() {
+            return Err(Errno(libc::EAFNOSUPPORT));
         }
-        if self.listeners.contains_key(&(host, address.port())) {
-            return Err(Errno(libc::EADDRINUSE));
+        let mut file = None;
+        match &address {
+            Address::Inet(inet) => {
+                let ip = inet.ip();
+                if *ip != self.hosts[host].ip && !ip.is_unspecified() && !ip.is_loopback() {
+                    return Err(Errno(libc::EADDRNOTAVAIL));
+                }
+                if !datagrams && self.listeners.contains_key(&(host, Port::Tcp(inet.port()))) {
+                    return Err(Errno(libc::EADDRINUSE));
+                }
+            }
+            Address::Unix(path) => {
+                let now = self.now;
+                file = Some(match self.hosts[host].disk.create_file(path, now) {
+                    Err(Errno(libc::EEXIST)) => return Err(Errno(libc::EADDRINUSE)),
+                    result => result?,
+                });
+            }
+        }
+        match &mut self.objects[id].kind {
+            Kind::Datagrams(socket) => socket.address = address.clone(),
+            Kind::Socket { bound, .. } => *bound = Some(address.clone()),
+            _ => return Err(Errno::INVAL),
+        }
+        match (address, file) {
+            (Address::Inet(inet), _) if datagrams => self.name_datagrams(host, id, inet.port())?,
+            (_, Some(inode)) if datagrams => self.reach_datagrams(host, id, Port::Unix(inode)),
+            _ => {}
         }
         Ok(())
+    }
+
+    fn reach_datagrams(&mut self, host: HostId, id: ObjectId, port: Port) {
+        if let Some(socket) = self.datagrams(id) {
+            socket.port = Some(port);
+            self.listeners.insert((host, port), id);
+        }
+    }
+
+    /// Two sockets without names that are connected to each other.
+    pub(crate) fn pair(&mut self, process: ProcessId, datagrams: bool, nonblocking: bool) -> [RawFd; 2] {
+        let host = self.processes[process].host;
+        if !datagrams {
+            let id = self.connect_within(host);
+            return [0, 1].map(|side| self.install(process, Kind::Connection { id, side }, nonblocking));
+        }
+        let ports = [0, 1].map(|side| Port::Unnamed(self.next_pair + side));
+        self.next_pair += 2;
+        [0, 1].map(|side| {
+            let address = Address::unbound(true);
+            let peer = Some(datagrams::Destination { host, port: ports[1 - side], address });
+            let socket = Datagrams { peer, ..Datagrams::new(true) };
+            let fd = self.install(process, Kind::Datagrams(socket), nonblocking);
+            if let Ok(id) = self.object_id(process, fd) {
+                self.reach_datagrams(host, id, ports[side]);
+            }
+            fd
+        })
     }
 
     // Locks of files.

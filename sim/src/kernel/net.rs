@@ -7,9 +7,11 @@
 //! A machine that lost its power knows nothing of its connections afterwards, and answers what still arrives for them with a reset; until
 //! then the other side notices nothing.
 
+use super::address::{Address, Port};
 use super::{HostId, ObjectId, State};
 use crate::trace::{Event, Passage, SegmentKind};
 use squall_fiber::{Wake, Waker};
+use squall_hook::Errno;
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
@@ -65,7 +67,7 @@ pub(crate) struct End {
     pub(crate) host: HostId,
     /// Which of the host's lives it belongs to.
     boot: u32,
-    pub(crate) address: SocketAddrV4,
+    pub(crate) address: Address,
     /// Bytes can be sent and received.
     pub(crate) open: bool,
     /// No program has it any more.
@@ -93,7 +95,7 @@ pub(crate) struct End {
 }
 
 impl End {
-    fn new(host: HostId, boot: u32, address: SocketAddrV4) -> Self {
+    fn new(host: HostId, boot: u32, address: Address) -> Self {
         Self {
             host,
             boot,
@@ -129,6 +131,8 @@ impl End {
 pub(crate) struct Connection {
     /// The one that asked for it, and the one that was asked.
     pub(crate) ends: [End; 2],
+    /// What was asked for.
+    port: Port,
     /// Segments in the event queue.
     in_flight: u32,
 }
@@ -154,25 +158,52 @@ impl State {
     }
 
     /// Asks for a connection from a host to an address.
-    pub(crate) fn open_connection(&mut self, from: HostId, address: SocketAddrV4) -> Option<ConnectionId> {
-        let loopback = address.ip().is_loopback();
-        let to = if loopback { from } else { self.hosts.iter().position(|host| host.ip == *address.ip())? };
-        let own_ip = if loopback { Ipv4Addr::LOCALHOST } else { self.hosts[from].ip };
-        let own = SocketAddrV4::new(own_ip, self.free_port(from));
-        let id = self.next_connection;
-        self.next_connection += 1;
-        let ends = [End::new(from, self.hosts[from].boot, own), End::new(to, self.hosts[to].boot, address)];
-        self.connections.insert(id, Connection { ends, in_flight: 0 });
+    pub(crate) fn open_connection(&mut self, from: HostId, address: Address) -> Result<ConnectionId, Errno> {
+        let (to, port, own) = match &address {
+            Address::Inet(inet) => {
+                let own_ip = if inet.ip().is_loopback() { Ipv4Addr::LOCALHOST } else { self.hosts[from].ip };
+                let to = match inet.ip().is_loopback() {
+                    true => Some(from),
+                    false => self.hosts.iter().position(|host| host.ip == *inet.ip()),
+                };
+                let own = Address::Inet(SocketAddrV4::new(own_ip, self.free_port(from, Port::Tcp)));
+                (to.ok_or(Errno(libc::EHOSTUNREACH))?, Port::Tcp(inet.port()), own)
+            }
+            Address::Unix(path) => {
+                (from, Port::Unix(self.hosts[from].disk.find(path)?), Address::unbound(true))
+            }
+        };
+        let id = self.add_connection([(from, own), (to, address)], port);
         self.transmit(id, 0, Segment::Open);
-        Some(id)
+        Ok(id)
     }
 
-    /// A port that nobody listens on, the next of a range.
-    pub(crate) fn free_port(&mut self, host: HostId) -> u16 {
+    fn add_connection(&mut self, ends: [(HostId, Address); 2], port: Port) -> ConnectionId {
+        let id = self.next_connection;
+        self.next_connection += 1;
+        let ends = ends.map(|(host, address)| End::new(host, self.hosts[host].boot, address));
+        self.connections.insert(id, Connection { ends, port, in_flight: 0 });
+        id
+    }
+
+    /// A connection of a machine with itself that nobody had to accept.
+    pub(crate) fn connect_within(&mut self, host: HostId) -> ConnectionId {
+        let end = || (host, Address::unbound(true));
+        let id = self.add_connection([end(), end()], Port::Unnamed(0));
+        for side in 0..2 {
+            if let Some(end) = self.end(id, side) {
+                end.open = true;
+            }
+        }
+        id
+    }
+
+    /// A port that nobody has, the next of a range.
+    pub(crate) fn free_port(&mut self, host: HostId, kind: fn(u16) -> Port) -> u16 {
         loop {
             let port = self.hosts[host].next_port;
             self.hosts[host].next_port = if port == u16::MAX { 32_768 } else { port + 1 };
-            if !self.listeners.contains_key(&(host, port)) {
+            if !self.listeners.contains_key(&(host, kind(port))) {
                 return port;
             }
         }
@@ -259,10 +290,10 @@ impl State {
 
     /// A host is asked for a connection.
     fn welcome(&mut self, id: ConnectionId) {
-        let Some(end) = self.end(id, 1) else { return };
-        let (host, address) = (end.host, end.address);
+        let Some(connection) = self.connections.get(&id) else { return };
+        let (host, port) = (connection.ends[1].host, connection.port);
         let boot = self.hosts[host].boot;
-        let object = self.listeners.get(&(host, address.port())).copied();
+        let object = self.listeners.get(&(host, port)).copied();
         let Some(listener) = object.and_then(|object| self.listener(object)) else {
             return self.transmit(id, 1, Segment::Reset);
         };
