@@ -64,7 +64,7 @@
 //!
 //! # What to know
 //! - Private thread-locals need x86_64 or aarch64 Linux with glibc; [`features`] says whether they are in use.
-//! - [`doctor`] says, function by function, whether the hooks are live in this process; so does `SQUALL_DOCTOR=1` in the environment.
+//! - [`doctor()`] says, function by function, whether the hooks are live in this process; so does `SQUALL_DOCTOR=1` in the environment.
 //! - A fiber that computes without ever waiting keeps its worker: [`yield_now`] now and then.
 //! - Calls that libc makes inside itself (stdio on `FILE *`, for one) are not hooked.
 
@@ -72,12 +72,12 @@
 
 pub use squall_fiber::{
     Backtrace, BlockingMetrics, Builder, Dump, Fiber, FiberInfo, FiberLocal, FiberState, Frame, GuardMethod,
-    Interrupt, JoinHandle, Metrics, Profile, ProfileKind, SchedulerMetrics, Scope, ScopedJoinHandle, Tls,
-    WaitKind, WorkerMetrics, block_on, current, dump, dump_on_signal, fiber_local, fibers, is_cancelled,
-    metrics, park, park_timeout, profile_off_cpu, profile_on_cpu, scope, set_watchdog, shield, sleep, spawn,
-    spawn_local, sync, with_deadline, yield_now,
+    Interrupt, JoinHandle, Metrics, Profile, SchedulerMetrics, Scope, ScopedJoinHandle, Tls, WaitKind,
+    WorkerMetrics, block_on, current, dump, dump_on_signal, fiber_local, fibers, is_cancelled, metrics, park,
+    park_timeout, profile_off_cpu, profile_on_cpu, scope, set_watchdog, shield, sleep, spawn, spawn_local,
+    sync, with_deadline, yield_now,
 };
-pub use squall_hook::{DoctorReport, Finding, HookedSymbol, Level, Os, OsExtension, doctor, set_workers};
+pub use squall_hook::{Os, OsExtension, doctor, set_workers};
 pub use squall_iomanager::{Event, IoManager};
 
 /// Which mechanisms are in use on this machine.

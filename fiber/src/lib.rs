@@ -68,7 +68,7 @@ pub use interrupt::{Interrupt, is_cancelled, shield, with_deadline};
 pub use local::FiberLocal;
 pub use metrics::{BlockingMetrics, Metrics, SchedulerMetrics, WorkerMetrics, current_metrics, metrics};
 pub use probe::signal as observer_signal;
-pub use profile::{Profile, ProfileKind, profile_off_cpu, profile_on_cpu};
+pub use profile::{Profile, profile_off_cpu, profile_on_cpu};
 pub use scheduler::{Hold, Scheduler, SchedulerConfig, abandon, set_default_scheduler, with_driver};
 pub use scope::{Scope, ScopedJoinHandle, scope};
 pub use stack::{GuardMethod, STACK_BYTES_DEFAULT, guard_method, stack_high_water_bytes};

@@ -22,8 +22,7 @@ use std::time::{Duration, Instant};
 
 /// What a [`Profile`] is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum ProfileKind {
+enum Kind {
     /// The time that fibers use of a processor.
     OnCpu,
     /// The time that fibers wait: for what they have asked for, or, being ready, for a worker.
@@ -42,14 +41,14 @@ struct Place {
 /// Where fibers have spent time.
 #[derive(Debug)]
 pub struct Profile {
-    kind: ProfileKind,
+    kind: Kind,
     places: HashMap<Place, Duration>,
     samples: u64,
     names: Names,
 }
 
 impl Profile {
-    fn new(kind: ProfileKind) -> Self {
+    fn new(kind: Kind) -> Self {
         Self { kind, places: HashMap::new(), samples: 0, names: Names::default() }
     }
 
@@ -130,7 +129,7 @@ const LOOKING_SHARE: u32 = 10;
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
 impl Sampler {
-    fn new(kind: ProfileKind, rate_hz: u32) -> Self {
+    fn new(kind: Kind, rate_hz: u32) -> Self {
         let period = Duration::from_secs(1) / rate_hz.clamp(1, 10_000);
         let mut sampler =
             Self { profile: Profile::new(kind), period, last: Instant::now(), cpu_times: HashMap::new() };
@@ -147,8 +146,8 @@ impl Sampler {
         let passed = began - self.last;
         for shared in metrics::schedulers() {
             match self.profile.kind {
-                ProfileKind::OnCpu => self.ask_workers(&shared),
-                ProfileKind::OffCpu => self.visit_waiting(&shared, passed),
+                Kind::OnCpu => self.ask_workers(&shared),
+                Kind::OffCpu => self.visit_waiting(&shared, passed),
             }
         }
         // A crowd takes long to look at.
@@ -196,7 +195,7 @@ impl Sampler {
     }
 }
 
-fn profile(kind: ProfileKind, duration: Duration, rate_hz: u32) -> Profile {
+fn profile(kind: Kind, duration: Duration, rate_hz: u32) -> Profile {
     // On a thread of its own, so that the caller's worker and its fibers can be looked at like all others.
     run_blocking(move || {
         let end = Instant::now() + duration;
@@ -226,7 +225,7 @@ fn profile(kind: ProfileKind, duration: Duration, rate_hz: u32) -> Profile {
 /// # Blocking
 /// For that time: suspends the fiber, or blocks the thread. Workers are interrupted by a signal for each sample, as by [`crate::dump`].
 pub fn profile_on_cpu(duration: Duration, rate_hz: u32) -> Profile {
-    profile(ProfileKind::OnCpu, duration, rate_hz)
+    profile(Kind::OnCpu, duration, rate_hz)
 }
 
 /// Samples where all fibers of the process wait, and for what, for the given time, so many times a second (20 is plenty; fewer for
@@ -245,7 +244,7 @@ pub fn profile_on_cpu(duration: Duration, rate_hz: u32) -> Profile {
 /// # Blocking
 /// For that time: suspends the fiber, or blocks the thread.
 pub fn profile_off_cpu(duration: Duration, rate_hz: u32) -> Profile {
-    profile(ProfileKind::OffCpu, duration, rate_hz)
+    profile(Kind::OffCpu, duration, rate_hz)
 }
 
 const VARIABLE: &str = "SQUALL_PROFILE";
@@ -264,7 +263,7 @@ static STATE: AtomicU32 = AtomicU32::new(RUNNING);
 /// What the environment asks for.
 #[derive(Debug, PartialEq, Eq)]
 struct Request {
-    kind: ProfileKind,
+    kind: Kind,
     rate_hz: u32,
     path: PathBuf,
 }
@@ -275,8 +274,8 @@ impl Request {
         let (kind, rest) = text.split_once(':')?;
         let (rate, path) = rest.split_once(':')?;
         let kind = match kind {
-            "on-cpu" => ProfileKind::OnCpu,
-            "off-cpu" => ProfileKind::OffCpu,
+            "on-cpu" => Kind::OnCpu,
+            "off-cpu" => Kind::OffCpu,
             _ => return None,
         };
         let rate_hz = rate.parse().ok().filter(|rate| *rate > 0)?;
@@ -356,8 +355,8 @@ mod tests {
     #[test]
     fn the_environment_is_read_strictly() {
         let request = |kind, rate_hz, path: &str| Some(Request { kind, rate_hz, path: path.into() });
-        assert_eq!(Request::parse("on-cpu:99:/tmp/a:b"), request(ProfileKind::OnCpu, 99, "/tmp/a:b"));
-        assert_eq!(Request::parse("off-cpu:20:out"), request(ProfileKind::OffCpu, 20, "out"));
+        assert_eq!(Request::parse("on-cpu:99:/tmp/a:b"), request(Kind::OnCpu, 99, "/tmp/a:b"));
+        assert_eq!(Request::parse("off-cpu:20:out"), request(Kind::OffCpu, 20, "out"));
         for wrong in ["", "on-cpu", "on-cpu:99", "on-cpu:99:", "on-cpu:0:a", "on-cpu:x:a", "both:99:a"] {
             assert_eq!(Request::parse(wrong), None, "{wrong}");
         }
@@ -365,7 +364,7 @@ mod tests {
 
     #[test]
     fn times_of_the_same_place_add_up() {
-        let mut profile = Profile::new(ProfileKind::OffCpu);
+        let mut profile = Profile::new(Kind::OffCpu);
         let place = |fiber: &str| Place { fiber: fiber.into(), calls: None, waits_for: Some("sleeps") };
         profile.add(place("b"), Duration::from_micros(3));
         profile.add(place("a"), Duration::from_micros(1));

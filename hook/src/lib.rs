@@ -26,7 +26,7 @@
 //! assert_eq!(&server.join().unwrap(), b"hello");
 //! ```
 
-mod doctor;
+pub mod doctor;
 mod errno;
 mod futex;
 mod kernel;
@@ -37,7 +37,7 @@ mod real_os;
 mod symbols;
 mod world;
 
-pub use doctor::{DoctorReport, Finding, HookedSymbol, Level, doctor, examine};
+pub use doctor::doctor;
 pub use errno::{Errno, Result};
 pub use os::{AddressMut, Buffer, BufferMut, Os, OsExtension, PollEntry};
 pub use real_os::RealOs;

@@ -113,7 +113,7 @@ impl HookedSymbol {
 /// that are dead.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct DoctorReport {
+pub struct Report {
     /// The program's file.
     pub program: String,
     /// The machine and the mechanisms in use.
@@ -124,7 +124,7 @@ pub struct DoctorReport {
     pub trials: Vec<Finding>,
 }
 
-impl DoctorReport {
+impl Report {
     /// Whether nothing is dead.
     pub fn is_healthy(&self) -> bool {
         let mut findings = self.mechanisms.iter().chain(&self.trials);
@@ -135,7 +135,7 @@ impl DoctorReport {
     /// The same as one JSON object on one line, which begins with `{"healthy":`.
     ///
     /// ```
-    /// assert!(squall_hook::examine().to_json().starts_with("{\"healthy\":"));
+    /// assert!(squall_hook::doctor::examine().to_json().starts_with("{\"healthy\":"));
     /// ```
     pub fn to_json(&self) -> String {
         format!(
@@ -177,7 +177,7 @@ fn write_findings(f: &mut fmt::Formatter<'_>, findings: &[Finding]) -> fmt::Resu
     Ok(())
 }
 
-impl fmt::Display for DoctorReport {
+impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "squall doctor: {}", self.program)?;
         writeln!(f, "mechanisms")?;
@@ -218,8 +218,8 @@ impl fmt::Display for DoctorReport {
 ///
 /// # Blocking
 /// Reads files below `/proc`.
-pub fn examine() -> DoctorReport {
-    DoctorReport {
+pub fn examine() -> Report {
+    Report {
         program: symbols::program(),
         mechanisms: mechanisms::examine(),
         symbols: symbols::examine(),
@@ -236,8 +236,8 @@ pub fn examine() -> DoctorReport {
 ///
 /// # Blocking
 /// A fraction of a second if all is well, two seconds for each family that is dead: suspends the fiber, or blocks the thread.
-pub fn doctor() -> DoctorReport {
-    DoctorReport { trials: trials::run(), ..examine() }
+pub fn doctor() -> Report {
+    Report { trials: trials::run(), ..examine() }
 }
 
 const VARIABLE: &str = "SQUALL_DOCTOR";
@@ -285,7 +285,7 @@ mod tests {
             callers: Vec::new(),
             bypassed_by: vec!["plugin.so (to libc.so.6)".into()],
         };
-        let report = DoctorReport { symbols: vec![symbol], ..DoctorReport::default() };
+        let report = Report { symbols: vec![symbol], ..Report::default() };
         assert!(!report.is_healthy());
         let text = report.to_string();
         for wanted in ["DEAD", "libother.so", "-> take it away", "calls from plugin.so"] {
