@@ -6,10 +6,10 @@
 use core::ffi::{CStr, c_char, c_int, c_long, c_uint, c_ulong, c_void};
 use core::sync::atomic::{AtomicPtr, Ordering};
 use libc::{
-    FILE, addrinfo, clockid_t, hostent, id_t, idtype_t, iovec, mode_t, msghdr, nfds_t, off_t, pid_t, pollfd,
-    pthread_barrier_t, pthread_cond_t, pthread_key_t, pthread_mutex_t, pthread_once_t, pthread_rwlock_t,
-    pthread_spinlock_t, pthread_t, rusage, sem_t, siginfo_t, sigset_t, size_t, sockaddr, socklen_t, ssize_t,
-    timespec, useconds_t,
+    FILE, addrinfo, clockid_t, hostent, id_t, idtype_t, iovec, mode_t, mqd_t, msghdr, nfds_t, off_t, pid_t,
+    pollfd, pthread_barrier_t, pthread_cond_t, pthread_key_t, pthread_mutex_t, pthread_once_t,
+    pthread_rwlock_t, pthread_spinlock_t, pthread_t, rusage, sem_t, siginfo_t, sigset_t, size_t, sockaddr,
+    socklen_t, ssize_t, timespec, useconds_t,
 };
 
 fn next_symbol(name: &CStr) -> *mut c_void {
@@ -122,6 +122,11 @@ real_functions! {
     fn posix_spawnp(pid: *mut pid_t, file: *const c_char, actions: *const c_void, attributes: *const c_void, arguments: *const *mut c_char, environment: *const *mut c_char) -> c_int;
     fn wait4(pid: pid_t, status: *mut c_int, options: c_int, usage: *mut rusage) -> pid_t;
     fn waitid(kind: idtype_t, id: id_t, info: *mut siginfo_t, options: c_int) -> c_int;
+    fn sigsuspend(mask: *const sigset_t) -> c_int;
+    fn mq_receive(queue: mqd_t, message: *mut c_char, size: size_t, priority: *mut c_uint) -> ssize_t;
+    fn mq_send(queue: mqd_t, message: *const c_char, size: size_t, priority: c_uint) -> c_int;
+    fn mq_timedreceive(queue: mqd_t, message: *mut c_char, size: size_t, priority: *mut c_uint, time: *const timespec) -> ssize_t;
+    fn mq_timedsend(queue: mqd_t, message: *const c_char, size: size_t, priority: c_uint, time: *const timespec) -> c_int;
     fn sigwait(set: *const sigset_t, signal: *mut c_int) -> c_int;
     fn sigwaitinfo(set: *const sigset_t, info: *mut siginfo_t) -> c_int;
     fn sigtimedwait(set: *const sigset_t, info: *mut siginfo_t, timeout: *const timespec) -> c_int;

@@ -6,13 +6,15 @@
 use squall_fiber::{Builder, JoinHandle, Tls, WaitKind, shield, with_current, with_deadline};
 use squall_hook as _;
 use squall_iomanager::IoManager;
+use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, ErrorKind, PipeReader, PipeWriter, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 const LONG: Duration = Duration::from_secs(3600);
@@ -229,6 +231,122 @@ fn multiplexers() {
                 let mut event = libc::epoll_event { events: 0, u64: 0 };
                 // SAFETY: room for one event.
                 check(unsafe { libc::epoll_wait(epoll.as_raw_fd(), &mut event, 1, 3_600_000) } as isize)
+            }
+        });
+    });
+}
+
+#[test]
+fn locks_on_files_and_transfers() {
+    in_fiber(|| {
+        is_interrupted_in_every_way(|| {
+            let path = tempfile::NamedTempFile::new().unwrap().into_temp_path();
+            let (ours, theirs) = (File::open(&path).unwrap(), File::open(&path).unwrap());
+            theirs.lock().unwrap();
+            move || {
+                let _held = theirs;
+                ours.lock().map(|()| 0)
+            }
+        });
+        is_interrupted_in_every_way(|| {
+            let (from, to) = (io::pipe().unwrap(), io::pipe().unwrap());
+            move || {
+                let (input, output) = (from.0.as_raw_fd(), to.1.as_raw_fd());
+                let (none, still_none) = (core::ptr::null_mut(), core::ptr::null_mut());
+                // SAFETY: no offsets.
+                let result = check(unsafe { libc::splice(input, none, output, still_none, 10, 0) });
+                drop((from, to));
+                result
+            }
+        });
+        is_interrupted_in_every_way(|| {
+            let (reader, writer) = io::pipe().unwrap();
+            fill(writer.as_raw_fd());
+            move || {
+                let _open = reader;
+                let vector = libc::iovec { iov_base: b"abc".as_ptr().cast_mut().cast(), iov_len: 3 };
+                // SAFETY: one live vector, which is only read.
+                check(unsafe { libc::vmsplice(writer.as_raw_fd(), &vector, 1, 0) })
+            }
+        });
+    });
+}
+
+#[test]
+fn queues() {
+    in_fiber(|| {
+        // Nothing tells of room in the queue of a receiver that the sender is not connected to.
+        is_interrupted_in_every_way(|| {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("socket");
+            let (receiver, sender) = (UnixDatagram::bind(&path).unwrap(), UnixDatagram::unbound().unwrap());
+            sender.set_nonblocking(true).unwrap();
+            while sender.send_to(b"x", &path).is_ok() {}
+            sender.set_nonblocking(false).unwrap();
+            move || {
+                let _open = (receiver, &directory);
+                sender.send_to(b"x", &path)
+            }
+        });
+        for is_full in [false, true] {
+            is_interrupted_in_every_way(move || {
+                let queue = message_queue();
+                let fd = queue.as_raw_fd();
+                // SAFETY: one live byte, room for one.
+                move || unsafe {
+                    let _open = queue;
+                    if is_full {
+                        assert_eq!(libc::mq_send(fd, b"x".as_ptr().cast(), 1, 0), 0);
+                        check(libc::mq_send(fd, b"x".as_ptr().cast(), 1, 0) as isize)
+                    } else {
+                        check(libc::mq_receive(fd, [0u8; 1].as_mut_ptr().cast(), 1, core::ptr::null_mut()))
+                    }
+                }
+            });
+        }
+    });
+}
+
+/// A POSIX queue for one message of one byte, without a name any more.
+fn message_queue() -> OwnedFd {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let name = CString::new(format!("/squall-interrupted-{}-{number}", std::process::id())).unwrap();
+    // SAFETY: a C string, live attributes, and a descriptor that was just made.
+    unsafe {
+        let mut attributes: libc::mq_attr = core::mem::zeroed();
+        (attributes.mq_maxmsg, attributes.mq_msgsize) = (1, 1);
+        let flags = libc::O_CREAT | libc::O_EXCL | libc::O_RDWR;
+        let fd = libc::mq_open(name.as_ptr(), flags, 0o600 as libc::mode_t, &raw mut attributes);
+        assert!(fd >= 0, "{}", io::Error::last_os_error());
+        libc::mq_unlink(name.as_ptr());
+        OwnedFd::from_raw_fd(fd)
+    }
+}
+
+#[test]
+fn waits_for_signals_and_with_signal_masks() {
+    in_fiber(|| {
+        let usr2 = || {
+            // SAFETY: a set that is filled here.
+            unsafe {
+                let mut set = core::mem::zeroed();
+                libc::sigemptyset(&mut set);
+                libc::sigaddset(&mut set, libc::SIGUSR2);
+                set
+            }
+        };
+        is_interrupted_in_every_way(|| {
+            // SAFETY: a live set; no information is asked for.
+            move || check(unsafe { libc::sigwaitinfo(&usr2(), core::ptr::null_mut()) } as isize)
+        });
+        is_interrupted_in_every_way(|| {
+            let (reader, writer) = io::pipe().unwrap();
+            move || {
+                let _open = writer;
+                let mut entry = libc::pollfd { fd: reader.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+                // SAFETY: one live entry, a live mask.
+                check(unsafe { libc::ppoll(&mut entry, 1, core::ptr::null(), &usr2()) } as isize)
             }
         });
     });

@@ -9,14 +9,15 @@
 
 use super::kind::{self, Kind};
 use super::pool::on_pool;
+use super::wait::Pauses;
 use crate::errno::{Errno, Result, check_int};
 use crate::{kernel, real};
 use core::ffi::{CStr, c_int};
 use core::mem::MaybeUninit;
 use libc::{iovec, mode_t, off_t};
-use squall_fiber::{Current, WaitKind, Wake};
+use squall_fiber::Current;
 use std::os::fd::RawFd;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// The offset that means "where the file stands", moving on with what is read.
 pub(crate) const WHERE_IT_STANDS: off_t = -1;
@@ -178,10 +179,6 @@ fn is_fifo(directory: RawFd, path: &CStr) -> bool {
     }
 }
 
-/// The pauses between two tries to lock a file.
-const PAUSE: Duration = Duration::from_millis(1);
-const PAUSE_MAX: Duration = Duration::from_millis(50);
-
 /// Tries until a file is locked.
 ///
 /// Not on the blocking pool: a crowd that waits there for a lock would leave no thread for what its holder has to do first. So the kernel
@@ -190,20 +187,11 @@ const PAUSE_MAX: Duration = Duration::from_millis(50);
 /// # Errors
 /// `ECANCELED` or `ETIMEDOUT` if the fiber was interrupted; those of the call but for the one that says that another has the lock.
 pub(crate) fn lock<T>(current: Current<'_>, mut attempt: impl FnMut() -> Result<T>) -> Result<T> {
-    let mut pause = PAUSE;
+    let mut pauses = Pauses::up_to(Duration::from_millis(50));
     loop {
         match attempt() {
-            Err(Errno(libc::EAGAIN | libc::EACCES)) => {}
+            Err(Errno(libc::EAGAIN | libc::EACCES)) => pauses.make(current, None)?,
             answer => return answer,
         }
-        match current
-            .begin_interruptible_wait(WaitKind::Sleep, 0)
-            .block_interruptible(Some(Instant::now() + pause))
-        {
-            Wake::Cancelled => return Err(Errno::CANCELED),
-            Wake::Expired => return Err(Errno::TIMEDOUT),
-            Wake::Ready | Wake::TimedOut | Wake::Closed => {}
-        }
-        pause = (pause * 2).min(PAUSE_MAX);
     }
 }

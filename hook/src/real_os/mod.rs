@@ -14,6 +14,7 @@ pub(crate) mod control;
 pub(crate) mod disk;
 mod file;
 pub(crate) mod kind;
+pub(crate) mod masked;
 mod poll;
 pub(crate) mod pool;
 mod socket;

@@ -2,12 +2,12 @@
 
 use super::kind::{self, Kind};
 use super::poll::{has_error, is_ended, is_ready};
-use super::wait::{Waiting, is_nonblocking, retry, retry_stream};
+use super::wait::{Pauses, Waiting, is_nonblocking, retry, retry_stream, timeout};
 use crate::errno::{Errno, Result};
 use crate::os::{AddressMut, Buffer, BufferMut};
 use crate::{kernel, real};
 use core::ffi::{c_int, c_void};
-use squall_fiber::run_blocking;
+use squall_fiber::with_current;
 use squall_iomanager::descriptor::{Direction, Slot};
 use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
@@ -320,30 +320,34 @@ pub(super) fn send_on_socket(
     })
 }
 
-/// What is lent to the thread that makes a call for a fiber.
-struct Lent<T>(T);
-
-// SAFETY: the fiber waits, and touches nothing of it, until the call is over.
-unsafe impl<T> Send for Lent<T> {}
-
 /// A datagram goes as a whole. That its socket has room does not say that the receiver's queue has, which a Unix socket waits for, too; of
-/// that the kernel reports no event unless the two are connected.
+/// that the kernel reports no event unless the two are connected, so it is tried again and again.
 fn send_datagram(
     fd: RawFd,
     slot: &Slot,
     mut attempt: impl FnMut(usize, c_int) -> Result<usize>,
 ) -> Result<usize> {
-    let mut attempt = |flags| attempt(0, flags);
-    retry(fd, slot, Direction::Write, || match attempt(libc::MSG_DONTWAIT) {
-        Err(Errno::AGAIN) if is_ready(fd, Direction::Write) && !is_nonblocking(fd)? => {
-            let call = Lent(&mut attempt);
-            run_blocking(move || {
-                let call = call;
-                (call.0)(0)
-            })
+    let mut deadline = None;
+    let mut pauses = Pauses::up_to(Duration::from_millis(10));
+    let answer = retry(fd, slot, Direction::Write, || {
+        loop {
+            match attempt(0, libc::MSG_DONTWAIT) {
+                Err(Errno::AGAIN) if is_ready(fd, Direction::Write) && !is_nonblocking(fd)? => {}
+                Err(Errno::AGAIN) => return Err(Errno::AGAIN),
+                answer => return Ok(answer),
+            }
+            let deadline = *deadline
+                .get_or_insert_with(|| timeout(fd, Direction::Write).map(|timeout| Instant::now() + timeout));
+            // In a fiber, as all that calls this.
+            let paused = with_current(|current| {
+                current.map_or(Err(Errno::AGAIN), |current| pauses.make(current, deadline))
+            });
+            if let Err(errno) = paused {
+                return Ok(Err(errno));
+            }
         }
-        answer => answer,
-    })
+    });
+    answer.and_then(|answer| answer)
 }
 
 /// Calls `attempt(offset)` until `size` bytes are sent, of which the first `sent` have been.

@@ -1,18 +1,23 @@
 //! `splice`, `tee` and `vmsplice`: moving data through pipes inside the kernel.
 
-use super::kind::{self, Kind};
+use super::kind;
 use super::poll::is_ready;
-use super::wait::{Waiting, is_nonblocking};
+use super::wait::{Pauses, Waiting, is_nonblocking};
 use crate::errno::{Errno, Result};
 use core::ffi::c_uint;
-use squall_fiber::{Current, WaitKind, Wake};
+use squall_fiber::Current;
 use squall_iomanager::descriptor::{Direction, Slot};
 use std::os::fd::RawFd;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+/// All that the kernel knows.
+const FLAGS: c_uint =
+    libc::SPLICE_F_MOVE | libc::SPLICE_F_NONBLOCK | libc::SPLICE_F_MORE | libc::SPLICE_F_GIFT;
 
 /// One end of a transfer.
 struct End {
     fd: RawFd,
+    is_socket: bool,
     slot: &'static Slot,
     waiting: Waiting,
     direction: Direction,
@@ -21,8 +26,9 @@ struct End {
 impl End {
     /// `None` for what never makes anybody wait.
     fn new(fd: RawFd, direction: Direction) -> Option<Self> {
-        let (_, slot): (Kind, _) = kind::pollable(fd)?;
-        Some(Self { fd, slot, waiting: Waiting::new(fd, slot, direction), direction })
+        let (kind, slot) = kind::pollable(fd)?;
+        let waiting = Waiting::new(fd, slot, direction);
+        Some(Self { fd, is_socket: kind.is_socket(), slot, waiting, direction })
     }
 
     /// Waits until the end is ready. False if it was already.
@@ -49,7 +55,8 @@ pub(crate) fn transfer(
         input.and_then(|fd| End::new(fd, Direction::Read)),
         output.and_then(|fd| End::new(fd, Direction::Write)),
     ];
-    if (flags & libc::SPLICE_F_NONBLOCK) != 0 {
+    // With flags that there are not it is refused, whatever its ends say.
+    if (flags & libc::SPLICE_F_NONBLOCK) != 0 || (flags & !FLAGS) != 0 {
         return transfer(flags);
     }
     for end in ends.iter().flatten() {
@@ -57,6 +64,14 @@ pub(crate) fn transfer(
             return transfer(flags);
         }
     }
+    if !ends.iter().flatten().any(|end| end.is_socket) {
+        // The kernel says at once what is wrong with the arguments, before there is anything to wait for.
+        match transfer(flags | libc::SPLICE_F_NONBLOCK) {
+            Err(Errno::AGAIN) => {}
+            answer => return answer,
+        }
+    }
+    let mut pauses = Pauses::up_to(Duration::from_millis(1));
     loop {
         let mut waited = false;
         for end in ends.iter_mut().flatten() {
@@ -71,11 +86,6 @@ pub(crate) fn transfer(
             answer => return answer,
         }
         // Both ends say that they are ready, and still it would wait: for more room than a pipe has just now. Nothing tells when.
-        let soon = Instant::now() + Duration::from_millis(1);
-        match current.begin_interruptible_wait(WaitKind::Sleep, 0).block_interruptible(Some(soon)) {
-            Wake::Cancelled => return Err(Errno::CANCELED),
-            Wake::Expired => return Err(Errno::TIMEDOUT),
-            Wake::Ready | Wake::TimedOut | Wake::Closed => {}
-        }
+        pauses.make(current, None)?;
     }
 }

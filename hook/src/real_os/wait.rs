@@ -9,7 +9,7 @@ use super::window;
 use crate::errno::{Errno, Result};
 use crate::real;
 use core::sync::atomic::{AtomicU32, Ordering};
-use squall_fiber::{Current, Wake};
+use squall_fiber::{Current, WaitKind, Wake};
 use squall_iomanager::descriptor::{self, Direction, Slot};
 use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
@@ -128,6 +128,34 @@ impl Waiting {
             Ok(Wake::Expired) => Err(Errno::TIMEDOUT),
             Ok(Wake::Closed) => Err(Errno::BADF),
             Err(error) => Err(Errno(error.raw_os_error().unwrap_or(libc::EIO))),
+        }
+    }
+}
+
+/// The pauses between the tries of a call for which nothing tells when it need not wait any more. They grow.
+pub(crate) struct Pauses {
+    next: Duration,
+    longest: Duration,
+}
+
+impl Pauses {
+    pub(crate) fn up_to(longest: Duration) -> Self {
+        Self { next: Duration::from_millis(1).min(longest), longest }
+    }
+
+    /// # Errors
+    /// `EAGAIN` if `deadline` has passed; `ECANCELED` or `ETIMEDOUT` if the fiber was interrupted.
+    pub(crate) fn make(&mut self, current: Current<'_>, deadline: Option<Instant>) -> Result<()> {
+        let now = Instant::now();
+        if deadline.is_some_and(|deadline| deadline <= now) {
+            return Err(Errno::AGAIN);
+        }
+        let end = deadline.map_or(now + self.next, |deadline| deadline.min(now + self.next));
+        self.next = (self.next * 2).min(self.longest);
+        match current.begin_interruptible_wait(WaitKind::Sleep, 0).block_interruptible(Some(end)) {
+            Wake::Cancelled => Err(Errno::CANCELED),
+            Wake::Expired => Err(Errno::TIMEDOUT),
+            Wake::Ready | Wake::TimedOut | Wake::Closed => Ok(()),
         }
     }
 }

@@ -4,6 +4,7 @@ use super::time;
 use crate::errno::{Errno, answer_int, answer_size};
 use crate::os::{Buffer, BufferMut, hot_hook, in_fiber_or};
 use crate::real;
+use crate::real_os::masked::{self, Mask};
 use core::ffi::{c_int, c_void};
 use libc::{iovec, nfds_t, off_t, pollfd, size_t, ssize_t, timespec};
 use std::time::Duration;
@@ -66,6 +67,7 @@ unsafe fn poll_in_fiber(
     entries: *mut pollfd,
     count: nfds_t,
     timeout: Option<Duration>,
+    mask: Option<Mask>,
 ) -> c_int {
     let entries = match (entries.is_null(), count) {
         (_, 0) => &mut [],
@@ -77,7 +79,21 @@ unsafe fn poll_in_fiber(
         // SAFETY: by the contract.
         (false, count) => unsafe { core::slice::from_raw_parts_mut(entries, count as usize) },
     };
-    answer_int(os.poll(current, entries, timeout).map(|ready| ready as c_int))
+    answer_int(poll_with(current, os, entries, timeout, mask).map(|ready| ready as c_int))
+}
+
+/// `poll`, with a signal mask if that is given and makes a difference. A simulation has no signals.
+pub(super) fn poll_with(
+    current: squall_fiber::Current<'_>,
+    os: &dyn crate::Os,
+    entries: &mut [pollfd],
+    timeout: Option<Duration>,
+    mask: Option<Mask>,
+) -> crate::Result<usize> {
+    match mask.and_then(Mask::unless_current) {
+        Some(mask) if os.world().is_none() => masked::poll(current, entries, timeout, mask),
+        _ => os.poll(current, entries, timeout),
+    }
 }
 
 #[unsafe(no_mangle)]
@@ -86,7 +102,7 @@ pub(super) unsafe extern "C" fn poll(entries: *mut pollfd, count: nfds_t, timeou
         |current, os| {
             let timeout = u64::try_from(timeout_ms).ok().map(Duration::from_millis);
             // SAFETY: the caller passes that many entries.
-            unsafe { poll_in_fiber(current, os, entries, count, timeout) }
+            unsafe { poll_in_fiber(current, os, entries, count, timeout, None) }
         },
         // SAFETY: the caller's own arguments.
         || unsafe { real::poll(entries, count, timeout_ms) },
@@ -107,9 +123,8 @@ pub(super) unsafe extern "C" fn ppoll(
                 Ok(timeout) => timeout,
                 Err(errno) => return answer_int(Err(errno)),
             };
-            // The signal mask belongs to the thread, which serves other fibers during the wait: it is left as it is.
-            // SAFETY: the caller passes that many entries.
-            unsafe { poll_in_fiber(current, os, entries, count, timeout) }
+            // SAFETY: the caller passes that many entries, and null or a mask.
+            unsafe { poll_in_fiber(current, os, entries, count, timeout, Mask::new(mask)) }
         },
         // SAFETY: the caller's own arguments.
         || unsafe { real::ppoll(entries, count, timeout, mask) },

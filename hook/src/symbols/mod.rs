@@ -1,8 +1,8 @@
 //! The interposed symbols: thin shims with C's signatures that pass on to the fiber's [`Os`](crate::Os), or outside a fiber to
 //! libc. Nothing here allocates, logs or panics.
 //!
-//! [`hooked`] is the complete list. Not covered: calls that libc makes inside itself (stdio, its resolver's sockets), programs
-//! that make system calls by hand, and what the README lists as not hooked yet.
+//! [`hooked`] is the complete list; docs/fibers.md has it by family, with the test that covers each. Not covered: calls that libc makes inside
+//! itself (stdio, its resolver's sockets), programs that make system calls by hand, and what docs/fibers.md lists as not hooked.
 
 mod aliases;
 mod descriptors;
@@ -11,6 +11,8 @@ mod files;
 mod multiplex;
 mod pooled;
 mod pthread;
+mod queues;
+mod signals;
 mod sockets;
 mod threads;
 mod time;
@@ -39,7 +41,7 @@ pub(crate) fn hooked() -> impl Iterator<Item = Symbol> {
             shutdown socket socketpair;
         pooled: copy_file_range fallocate fallocate64 gethostbyaddr gethostbyaddr_r gethostbyname gethostbyname2
             gethostbyname2_r gethostbyname_r getnameinfo msgrcv msgsnd msync pclose popen
-            posix_fallocate posix_fallocate64 posix_spawn posix_spawnp semop semtimedop sigtimedwait sigwait sigwaitinfo
+            posix_fallocate posix_fallocate64 posix_spawn posix_spawnp semop semtimedop
             sync sync_file_range syncfs system;
         pthread: call_once cnd_broadcast cnd_signal cnd_timedwait cnd_wait mtx_lock mtx_timedlock mtx_unlock
             pthread_barrier_wait pthread_clockjoin_np pthread_cond_broadcast pthread_cond_clockwait pthread_cond_signal
@@ -48,6 +50,8 @@ pub(crate) fn hooked() -> impl Iterator<Item = Symbol> {
             pthread_rwlock_clockwrlock pthread_rwlock_rdlock pthread_rwlock_timedrdlock pthread_rwlock_timedwrlock
             pthread_rwlock_unlock pthread_rwlock_wrlock pthread_spin_lock pthread_timedjoin_np sem_clockwait sem_post
             sem_timedwait sem_wait thrd_join thrd_sleep thrd_yield;
+        queues: mq_receive mq_send mq_timedreceive mq_timedsend;
+        signals: sigsuspend sigtimedwait sigwait sigwaitinfo;
         threads: getaddrinfo pthread_key_create pthread_key_delete syscall wait wait3 wait4 waitid waitpid;
         time: clock_nanosleep nanosleep sched_yield sleep usleep;
     };

@@ -1,10 +1,12 @@
 //! Waiting for several descriptors: select and epoll. (`poll` is with the files.)
 
+use super::files::poll_with;
 use super::time;
 use crate::errno::{Errno, answer_int};
 use crate::os::{PollEntry, in_fiber_or};
 use crate::real;
-use core::ffi::{c_int, c_long, c_short, c_uint, c_ulong};
+use crate::real_os::masked::{self, Mask, SIGNAL_SET_BYTES};
+use core::ffi::{c_int, c_short, c_uint, c_ulong};
 use core::mem::MaybeUninit;
 use libc::{epoll_event, fd_set, sigset_t, timespec, timeval};
 use squall_fiber::Current;
@@ -19,13 +21,20 @@ unsafe fn epoll_in_fiber(
     events: *mut epoll_event,
     capacity: c_int,
     timeout: Option<Duration>,
+    mask: Option<Mask>,
 ) -> c_int {
     if capacity <= 0 {
         return answer_int(Err(Errno::INVAL));
     }
+    // A simulation has no signals.
+    let mask = mask.filter(|_| os.world().is_none()).and_then(Mask::unless_current);
+    let wait = |events: &mut [MaybeUninit<epoll_event>]| match mask {
+        Some(mask) => masked::wait_events(current, epoll, events, timeout, mask),
+        None => os.wait_events(current, epoll, events, timeout),
+    };
     if events.is_null() {
         // The kernel does not mind before there is something to store.
-        return answer_int(match os.wait_events(current, epoll, &mut [MaybeUninit::uninit()], timeout) {
+        return answer_int(match wait(&mut [MaybeUninit::uninit()]) {
             Ok(0) => Ok(0),
             Ok(_) => Err(Errno(libc::EFAULT)),
             Err(errno) => Err(errno),
@@ -35,7 +44,7 @@ unsafe fn epoll_in_fiber(
     let events = unsafe {
         core::slice::from_raw_parts_mut(events.cast::<MaybeUninit<epoll_event>>(), capacity as usize)
     };
-    answer_int(os.wait_events(current, epoll, events, timeout).map(|count| count as c_int))
+    answer_int(wait(events).map(|count| count as c_int))
 }
 
 fn from_ms(timeout_ms: c_int) -> Option<Duration> {
@@ -51,13 +60,14 @@ pub(super) unsafe extern "C" fn epoll_wait(
 ) -> c_int {
     in_fiber_or!(
         // SAFETY: the caller passes that much room.
-        |current, os| unsafe { epoll_in_fiber(current, os, epoll, events, capacity, from_ms(timeout_ms)) },
+        |current, os| unsafe {
+            epoll_in_fiber(current, os, epoll, events, capacity, from_ms(timeout_ms), None)
+        },
         // SAFETY: the caller's own arguments.
         || unsafe { real::epoll_wait(epoll, events, capacity, timeout_ms) },
     )
 }
 
-/// The signal mask belongs to the thread, which serves other fibers during the wait: it is left as it is.
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C" fn epoll_pwait(
     epoll: c_int,
@@ -67,8 +77,10 @@ pub(super) unsafe extern "C" fn epoll_pwait(
     mask: *const sigset_t,
 ) -> c_int {
     in_fiber_or!(
-        // SAFETY: the caller passes that much room.
-        |current, os| unsafe { epoll_in_fiber(current, os, epoll, events, capacity, from_ms(timeout_ms)) },
+        // SAFETY: the caller passes that much room, and null or a mask.
+        |current, os| unsafe {
+            epoll_in_fiber(current, os, epoll, events, capacity, from_ms(timeout_ms), Mask::new(mask))
+        },
         // SAFETY: the caller's own arguments.
         || unsafe { real::epoll_pwait(epoll, events, capacity, timeout_ms, mask) },
     )
@@ -84,10 +96,12 @@ pub(super) unsafe extern "C" fn epoll_pwait2(
 ) -> c_int {
     in_fiber_or!(
         |current, os| {
-            // SAFETY: the caller passes null or a timespec, and that much room.
+            // SAFETY: the caller passes null or a timespec, that much room, and null or a mask.
             unsafe {
                 match time::timeout(timeout) {
-                    Ok(timeout) => epoll_in_fiber(current, os, epoll, events, capacity, timeout),
+                    Ok(timeout) => {
+                        epoll_in_fiber(current, os, epoll, events, capacity, timeout, Mask::new(mask))
+                    }
                     Err(errno) => answer_int(Err(errno)),
                 }
             }
@@ -101,9 +115,6 @@ pub(super) unsafe extern "C" fn epoll_pwait2(
         },
     )
 }
-
-/// The kernel's signal set is smaller than glibc's.
-const SIGNAL_SET_BYTES: c_long = 8;
 
 /// What each of select's sets asks for and is answered by, as the kernel's own `POLLIN_SET` and its siblings say.
 const ASKS: [c_short; 3] = [libc::POLLIN, libc::POLLOUT, libc::POLLPRI];
@@ -123,6 +134,7 @@ unsafe fn select_in_fiber(
     limit: c_int,
     sets: [*mut fd_set; 3],
     timeout: Option<Duration>,
+    mask: Option<Mask>,
 ) -> c_int {
     if limit < 0 {
         return answer_int(Err(Errno::INVAL));
@@ -137,7 +149,7 @@ unsafe fn select_in_fiber(
         .map(|fd| PollEntry { fd, events: asked(fd), revents: 0 })
         .filter(|entry| entry.events != 0)
         .collect();
-    if let Err(errno) = os.poll(current, &mut entries, timeout) {
+    if let Err(errno) = poll_with(current, os, &mut entries, timeout, mask) {
         return answer_int(Err(errno));
     }
     if entries.iter().any(|entry| (entry.revents & libc::POLLNVAL) != 0) {
@@ -187,7 +199,7 @@ pub(super) unsafe extern "C" fn select(
             });
             let started = Instant::now();
             // SAFETY: the caller passes such sets.
-            let ready = unsafe { select_in_fiber(current, os, limit, [read, write, except], wanted) };
+            let ready = unsafe { select_in_fiber(current, os, limit, [read, write, except], wanted, None) };
             if let (Some(time), Some(wanted)) = (time, wanted) {
                 // Linux tells how much of the time was left.
                 let left = wanted.saturating_sub(started.elapsed());
@@ -201,7 +213,6 @@ pub(super) unsafe extern "C" fn select(
     )
 }
 
-/// The signal mask is left as it is, as in `epoll_pwait`.
 #[unsafe(no_mangle)]
 pub(super) unsafe extern "C" fn pselect(
     limit: c_int,
@@ -218,8 +229,11 @@ pub(super) unsafe extern "C" fn pselect(
                 Ok(wanted) => wanted,
                 Err(errno) => return answer_int(Err(errno)),
             };
-            // SAFETY: the caller passes such sets.
-            unsafe { select_in_fiber(current, os, limit, [read, write, except], wanted) }
+            // SAFETY: the caller passes such sets, and null or a mask.
+            unsafe {
+                let mask = Mask::new(mask);
+                select_in_fiber(current, os, limit, [read, write, except], wanted, mask)
+            }
         },
         // SAFETY: the caller's own arguments.
         || unsafe { real::pselect(limit, read, write, except, timeout, mask) },

@@ -8,9 +8,7 @@ use crate::real;
 use crate::real_os::pool::on_pool;
 use crate::real_os::wait::refuse_if_interrupted;
 use core::ffi::{c_char, c_int, c_long, c_uint, c_void};
-use libc::{
-    FILE, hostent, off_t, pid_t, siginfo_t, sigset_t, size_t, sockaddr, socklen_t, ssize_t, timespec,
-};
+use libc::{FILE, hostent, off_t, pid_t, size_t, sockaddr, socklen_t, ssize_t, timespec};
 use squall_fiber::{Current, run_blocking};
 
 /// Defines functions that fail with -1 and errno.
@@ -47,8 +45,6 @@ pooled! {
     msgrcv = pooled::call(queue: c_int, message: *mut c_void, size: size_t, kind: c_long, flags: c_int) -> ssize_t, check, answer_size;
     semop = pooled::call(set: c_int, operations: *mut c_void, count: size_t) -> c_int, check_int, answer_int;
     semtimedop = pooled::call(set: c_int, operations: *mut c_void, count: size_t, timeout: *const timespec) -> c_int, check_int, answer_int;
-    sigwaitinfo = pooled::call(set: *const sigset_t, info: *mut siginfo_t) -> c_int, check_int, answer_int;
-    sigtimedwait = pooled::call(set: *const sigset_t, info: *mut siginfo_t, timeout: *const timespec) -> c_int, check_int, answer_int;
     system = pooled::call(command: *const c_char) -> c_int, check_int, answer_int;
 }
 
@@ -86,7 +82,6 @@ macro_rules! pooled_with_number {
 
 pooled_with_number! {
     posix_fallocate = pooled::number(fd: c_int, offset: off_t, length: off_t) -> c_int;
-    sigwait = pooled::number(set: *const sigset_t, signal: *mut c_int) -> c_int;
     posix_spawn = pooled::number(pid: *mut pid_t, path: *const c_char, actions: *const c_void, attributes: *const c_void, arguments: *const *mut c_char, environment: *const *mut c_char) -> c_int;
     posix_spawnp = pooled::number(pid: *mut pid_t, file: *const c_char, actions: *const c_void, attributes: *const c_void, arguments: *const *mut c_char, environment: *const *mut c_char) -> c_int;
 }

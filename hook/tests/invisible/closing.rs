@@ -263,3 +263,91 @@ fn a_number_closed_past_the_hooks_means_what_it_means_now() {
         }
     });
 }
+
+/// What a fiber that waits for a number answers once `close` was called.
+fn wait_is_ended_by(close: impl FnOnce(i32) + std::marker::Send + 'static) -> (isize, Option<i32>) {
+    let manager = IoManager::new(1, false).unwrap();
+    let (reader, writer) = pipe(0);
+    // Far above what others use, since some calls close whatever is above.
+    // SAFETY: a live limit; the rest involves no memory.
+    let fd = unsafe {
+        let mut limit: libc::rlimit = std::mem::zeroed();
+        assert_eq!(libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit), 0);
+        let high = limit.rlim_cur.min(1_000_000) as i32 - 10;
+        libc::fcntl(reader.as_raw_fd(), libc::F_DUPFD_CLOEXEC, high)
+    };
+    assert!(fd >= 0, "{}", std::io::Error::last_os_error());
+    let waits = manager.spawn(move || {
+        let count = read(fd, &mut [0; 5]);
+        (count, (count < 0).then(errno))
+    });
+    manager.spawn(move || {
+        thread::sleep(pause());
+        close(fd);
+    });
+    let answer = waits.join().unwrap();
+    manager.stop();
+    drop(writer);
+    answer
+}
+
+#[test]
+fn every_call_that_closes_ends_the_waits() {
+    unsafe extern "C" {
+        fn close_range(first: libc::c_uint, last: libc::c_uint, flags: libc::c_int) -> libc::c_int;
+        fn closefrom(first: libc::c_int);
+    }
+    let badf = (-1, Some(libc::EBADF));
+    // One after the other: the last ones close all that is above.
+    assert_eq!(wait_is_ended_by(|fd| assert_eq!(close(fd), 0)), badf);
+    assert_eq!(
+        wait_is_ended_by(|fd| {
+            // SAFETY: the stream takes the descriptor over.
+            unsafe { assert_eq!(libc::fclose(libc::fdopen(fd, c"r".as_ptr())), 0) }
+        }),
+        badf
+    );
+    assert_eq!(
+        wait_is_ended_by(|fd| {
+            // SAFETY: as above; the stream is closed at the end.
+            unsafe {
+                let stream = libc::fdopen(fd, c"r".as_ptr());
+                let stream = libc::freopen(c"/dev/null".as_ptr(), c"r".as_ptr(), stream);
+                assert!(!stream.is_null());
+                libc::fclose(stream);
+            }
+        }),
+        badf
+    );
+    // SAFETY: no memory is involved; nobody else has these numbers.
+    unsafe {
+        assert_eq!(wait_is_ended_by(|fd| assert_eq!(close_range(fd as u32, fd as u32, 0), 0)), badf);
+        assert_eq!(wait_is_ended_by(|fd| closefrom(fd)), badf);
+    }
+}
+
+#[test]
+fn marking_a_range_for_exec_closes_nothing() {
+    unsafe extern "C" {
+        fn close_range(first: libc::c_uint, last: libc::c_uint, flags: libc::c_int) -> libc::c_int;
+    }
+    differ(true, |notes| {
+        let (reader, writer) = pipe(0);
+        let (fd, output) = (reader.as_raw_fd(), writer.as_raw_fd());
+        let other = companion(move || {
+            thread::sleep(pause());
+            // SAFETY: no memory is involved.
+            let marked = unsafe { close_range(fd as u32, fd as u32, 4) };
+            assert_eq!(marked, 0);
+            thread::sleep(pause());
+            assert_eq!(write(output, b"abc"), 3);
+        });
+        raw_size(notes, "read", read(fd, &mut [0; 5]));
+        other();
+        // SAFETY: no memory is involved.
+        raw(notes, "upside down", unsafe { close_range(9, 5, 0) });
+        // SAFETY: as above.
+        raw(notes, "bad flags", unsafe { close_range(fd as u32, fd as u32, 64) });
+        raw_size(notes, "still there", write(output, b"abc"));
+    });
+}

@@ -120,3 +120,158 @@ fn a_child_inherits_no_flag_that_its_parent_did_not_set() {
         notes.push(String::from_utf8_lossy(&shown.stdout).into_owned());
     });
 }
+
+/// One of the calls that wait for a child, with its options: the child's number or 0 or -1, and what it says of it.
+type Wait = fn(i32, i32) -> (i32, i32);
+
+const WAITS: [(&str, Wait); 4] = [
+    ("waitpid", |pid, options| {
+        let mut status = 0;
+        // SAFETY: room for the status.
+        (unsafe { libc::waitpid(pid, &mut status, options) }, status)
+    }),
+    ("waitpid, process group", |pid, options| {
+        let mut status = 0;
+        // SAFETY: as above.
+        (unsafe { libc::waitpid(-pid, &mut status, options) }, status)
+    }),
+    ("wait4", |pid, options| {
+        let mut status = 0;
+        // SAFETY: room for the status and the usage.
+        unsafe {
+            let mut usage: libc::rusage = std::mem::zeroed();
+            let answer = libc::wait4(pid, &mut status, options, &mut usage);
+            // Some page was touched, if a child was waited for.
+            (answer, status + i32::from(answer > 0 && usage.ru_minflt == 0))
+        }
+    }),
+    ("waitid", |pid, options| {
+        // SAFETY: room for the information.
+        unsafe {
+            let mut info: libc::siginfo_t = std::mem::zeroed();
+            let answer = libc::waitid(libc::P_PID, pid as libc::id_t, &mut info, options | libc::WEXITED);
+            let found = if answer == 0 { info.si_pid() } else { answer };
+            (found, if found > 0 { info.si_status() | info.si_code << 8 } else { 0 })
+        }
+    }),
+];
+
+/// A child in a process group of its own.
+fn child_in_group(script: &str) -> i32 {
+    let mut command = Command::new("sh");
+    command.arg("-c").arg(script).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    std::os::unix::process::CommandExt::process_group(&mut command, 0);
+    std::mem::ManuallyDrop::new(command.spawn().unwrap()).id() as i32
+}
+
+#[test]
+fn every_call_waits_for_a_child() {
+    differ(true, |notes| {
+        for (name, wait) in WAITS {
+            let pid = child_in_group("sleep 0.05; exit 7");
+            let relative = |(answer, status): (i32, i32)| (if answer == pid { 1 } else { answer }, status);
+            for options in [libc::WNOHANG, 0, 0, libc::WNOHANG] {
+                let (answer, status) = relative(wait(pid, options));
+                raw(notes, name, answer);
+                notes.push(format!("{status}"));
+            }
+        }
+    });
+}
+
+#[test]
+fn whoever_only_looks_leaves_the_child() {
+    differ(true, |notes| {
+        let pid = child("sleep 0.03; exit 3");
+        for options in [libc::WNOWAIT, libc::WNOWAIT | libc::WNOHANG, 0, 0] {
+            // SAFETY: room for the information.
+            unsafe {
+                let mut info: libc::siginfo_t = std::mem::zeroed();
+                let options = options | libc::WEXITED;
+                raw(notes, "waitid", libc::waitid(libc::P_PID, pid as libc::id_t, &mut info, options));
+                notes.push(format!("{} {}", info.si_pid() == pid, info.si_status()));
+            }
+        }
+    });
+}
+
+#[test]
+fn several_wait_for_children_at_once() {
+    differ(true, |notes| {
+        let waiting: Vec<_> = (0..8)
+            .map(|number| {
+                companion(move || {
+                    let pid = child(&format!("sleep 0.0{number}; exit {number}"));
+                    let mut status = 0;
+                    // SAFETY: room for the status.
+                    assert_eq!(unsafe { libc::waitpid(pid, &mut status, 0) }, pid);
+                    assert_eq!(libc::WEXITSTATUS(status), number);
+                })
+            })
+            .collect();
+        thread::sleep(pause());
+        waiting.into_iter().for_each(|one| one());
+        notes.push("all".into());
+    });
+}
+
+#[test]
+fn a_shell_runs_a_command() {
+    differ(true, |notes| {
+        for command in [c"sleep 0.03; exit 3", c"kill -9 $$", c"exit 127"] {
+            // SAFETY: a C string.
+            raw(notes, "system", unsafe { libc::system(command.as_ptr()) });
+        }
+        // SAFETY: null asks whether there is a shell.
+        notes.push(format!("{}", unsafe { libc::system(std::ptr::null()) } != 0));
+    });
+}
+
+#[test]
+fn a_pipe_to_a_command_is_opened_and_closed() {
+    differ(true, |notes| {
+        // SAFETY: C strings, live buffers, streams that popen made.
+        unsafe {
+            let stream = libc::popen(c"sleep 0.03; echo abc; exit 5".as_ptr(), c"re".as_ptr());
+            let mut line = [0u8; 16];
+            notes.push(format!("{}", libc::fgets(line.as_mut_ptr().cast(), 16, stream).is_null()));
+            notes.push(format!("{line:?}"));
+            raw(notes, "pclose", libc::pclose(stream));
+            let stream = libc::popen(c"read x; sleep 0.03; test \"$x\" = abc".as_ptr(), c"we".as_ptr());
+            notes.push(format!("{}", libc::fputs(c"abc\n".as_ptr(), stream)));
+            raw(notes, "pclose", libc::pclose(stream));
+            notes.push(format!("{}", libc::popen(c"true".as_ptr(), c"x".as_ptr()).is_null()));
+            notes.push(format!("{}", errno()));
+        }
+    });
+}
+
+#[test]
+fn programs_are_spawned() {
+    differ(true, |notes| {
+        type Spawn = fn(*mut i32, *const libc::c_char, *const *mut libc::c_char) -> i32;
+        let null = std::ptr::null;
+        let calls: [(&str, Spawn); 2] = [
+            // SAFETY: room for the number, C strings in a list that ends with null.
+            ("posix_spawn", |pid, path, arguments| unsafe {
+                libc::posix_spawn(pid, path, std::ptr::null(), std::ptr::null(), arguments, std::ptr::null())
+            }),
+            // SAFETY: as above.
+            ("posix_spawnp", |pid, path, arguments| unsafe {
+                libc::posix_spawnp(pid, path, std::ptr::null(), std::ptr::null(), arguments, std::ptr::null())
+            }),
+        ];
+        for (name, spawn) in calls {
+            let script = [c"sh".as_ptr(), c"-c".as_ptr(), c"sleep 0.03; exit 4".as_ptr(), null()];
+            let script = script.map(<*const _>::cast_mut);
+            for path in [c"/bin/sh", c"/no/such/program", c"/tmp"] {
+                let mut pid = 0;
+                let answer = spawn(&mut pid, path.as_ptr(), script.as_ptr());
+                notes.push(format!("{name} {answer}"));
+                if answer == 0 {
+                    wait(notes, "the end", pid, 0);
+                }
+            }
+        }
+    });
+}
