@@ -14,6 +14,8 @@ pub enum Subject {
     OnCpuSamples,
     /// Where fibers wait, in microseconds.
     OffCpu,
+    /// Stacks that came without saying what they count.
+    Unknown,
 }
 
 impl Subject {
@@ -23,11 +25,12 @@ impl Subject {
         options.count_name = match self {
             Subject::OnCpu | Subject::OffCpu => "microseconds".into(),
             Subject::OnCpuSamples => "samples".into(),
+            Subject::Unknown => "counts".into(),
         };
         // Blue is what off-CPU graphs are drawn in everywhere.
         options.colors = Palette::Basic(match self {
             Subject::OffCpu => BasicPalette::Io,
-            Subject::OnCpu | Subject::OnCpuSamples => BasicPalette::Hot,
+            Subject::OnCpu | Subject::OnCpuSamples | Subject::Unknown => BasicPalette::Hot,
         });
         options.deterministic = true;
         options

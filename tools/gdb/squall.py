@@ -14,6 +14,7 @@ fiber stands. So the thread's own frame is number 0 and is left out of backtrace
 written them: gdb's generate-core-file gives up on a mapping at its first guard page, and every stack has one.
 """
 
+import itertools
 import re
 import time
 
@@ -151,9 +152,9 @@ class Fiber:
         """The innermost function that is neither the runtime's nor a library's."""
         if self.is_new or self.is_running:
             return ""
-        names = [function_at(pc - 1) for pc in self.calls()]
-        own = [name for name in names if "::" in name and not LIBRARIES.match(name)]
-        return (own or names)[0]
+        calls = list(self.calls())
+        own = (own_function_at(pc - 1) for pc in calls)
+        return next((name for name in own if name), function_at(calls[0] - 1))
 
     def thread(self):
         """The thread that runs it."""
@@ -179,7 +180,33 @@ class Fiber:
 
 
 LIBRARIES = re.compile(r"[<&*]*(squall_(fiber|hook|iomanager)|std|core|alloc|mio)\b")
+LIBRARY_FILES = re.compile(r"(^|/)(rustc/|library/(std|core|alloc)/|(fiber|hook|iomanager)/src/)|^/rustc/")
 FUNCTIONS = {}
+OWN_FUNCTIONS = {}
+
+
+def find_own_function(pc):
+    """Of the functions at an address, inlined ones first, one that is neither the runtime's nor a library's."""
+    try:
+        block = gdb.block_for_pc(pc)
+    except RuntimeError:
+        block = None
+    while block is not None and not block.is_static and not block.is_global:
+        function, block = block.function, block.superblock
+        if function is None or LIBRARY_FILES.search(function.symtab.filename):
+            continue
+        if block.is_static or block.is_global:
+            break
+        # What was put into another function is known by its last name only.
+        return "%s in %s" % (function.print_name, function.symtab.filename)
+    name = function_at(pc)
+    return name if "::" in name and not LIBRARIES.match(name) else None
+
+
+def own_function_at(pc):
+    if pc not in OWN_FUNCTIONS:
+        OWN_FUNCTIONS[pc] = find_own_function(pc)
+    return OWN_FUNCTIONS[pc]
 
 
 def function_at(pc):
@@ -193,6 +220,14 @@ def function_at(pc):
 class FrameId:
     def __init__(self, sp, pc):
         self.sp, self.pc = sp, pc
+
+
+def thread_frame():
+    """The outermost of the functions in the selected thread's innermost frame, and how many there are: some were put into it."""
+    frame, count = gdb.newest_frame(), 1
+    while frame.type() == gdb.INLINE_FRAME and frame.older() is not None:
+        frame, count = frame.older(), count + 1
+    return frame, count
 
 
 class FiberUnwinder(gdb.unwinder.Unwinder):
@@ -211,7 +246,8 @@ class FiberUnwinder(gdb.unwinder.Unwinder):
         self.thread = gdb.selected_thread().ptid
         self.fiber = fiber
         gdb.invalidate_cached_frames()
-        older = gdb.newest_frame().older()
+        frame, _ = thread_frame()
+        older = frame.older()
         if older is None:
             self.clear()
             raise gdb.GdbError("gdb does not unwind here: %s" % gdb.frame_stop_reason_string(frame.unwind_stop_reason()))
@@ -252,8 +288,7 @@ class FiberFrames:
 
     def filter(self, frames):
         if UNWINDER.fiber is not None:
-            frames = iter(frames)
-            next(frames, None)
+            frames = itertools.islice(frames, thread_frame()[1], None)
         return frames
 
 

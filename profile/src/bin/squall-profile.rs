@@ -160,7 +160,7 @@ fn act(action: Action) -> anyhow::Result<()> {
         Action::Svg { folded, output } => {
             let text = read(&folded)?;
             let title = output.title.clone().unwrap_or_else(|| folded.display().to_string());
-            let svg = flame::graph(&text, Subject::OnCpu, &title)?;
+            let svg = flame::graph(&text, Subject::Unknown, &title)?;
             write(&output.output, &svg)?;
             tell(&output, serde_json::json!({ "svg": output.output }))
         }
@@ -168,7 +168,7 @@ fn act(action: Action) -> anyhow::Result<()> {
             let title = output.title.clone();
             let title =
                 title.unwrap_or_else(|| format!("{} compared with {}", after.display(), before.display()));
-            let svg = flame::difference(&read(&before)?, &read(&after)?, Subject::OnCpu, &title)?;
+            let svg = flame::difference(&read(&before)?, &read(&after)?, Subject::Unknown, &title)?;
             write(&output.output, &svg)?;
             tell(&output, serde_json::json!({ "svg": output.output }))
         }
