@@ -238,10 +238,10 @@ impl Look {
     }
 
     fn rate(&self, by_perf: bool) -> u32 {
-        self.rate.unwrap_or(match self.subject(by_perf) {
-            Subject::OnCpuSamples => 499,
-            Subject::OnCpu => 99,
-            Subject::OffCpu => 20,
+        self.rate.unwrap_or(match (self.off_cpu, by_perf) {
+            (true, _) => 20,
+            (false, true) => 499,
+            (false, false) => 99,
         })
     }
 }
