@@ -12,6 +12,7 @@
 //! - [`history`]: the latest changes of the store, for those who watch keys;
 //! - [`machine`]: store and sessions as one deterministic state machine, and the format of its log entries;
 //! - [`config`]: the cluster's configuration file;
+//! - [`load`]: load on a cluster, measured;
 //! - [`node`]: one member of a cluster: the machine behind Raft, and its ports;
 //! - [`clerk`]: the cluster's own client, exactly once across failovers;
 //! - [`cluster`]: the supervisor that runs a process per node.
@@ -24,6 +25,7 @@ mod codec;
 pub mod command;
 pub mod config;
 pub mod history;
+pub mod load;
 pub mod machine;
 pub mod node;
 pub mod resp;

@@ -6,6 +6,7 @@
 
 mod backlog;
 mod changes;
+mod client;
 mod clients;
 mod connection;
 mod info;
@@ -15,12 +16,13 @@ mod server;
 mod transaction;
 
 pub use backlog::BacklogWriter;
+pub use client::RespClient;
 pub use clients::Clients;
 pub use connection::{
     Backend, BackendError, ClientSession, FrontEnd, FrontEndOptions, protected_mode_refusal,
 };
 pub use info::ServerInfo;
 pub(crate) use parser::parse_integer;
-pub use parser::{Limits, ProtocolError, Refusal, Request, RequestParser};
+pub use parser::{Limits, ProtocolError, Refusal, Request, RequestParser, split_inline};
 pub use reply::{DecodeError, Protocol, Reply};
 pub use server::RedisServer;

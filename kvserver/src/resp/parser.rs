@@ -363,7 +363,7 @@ pub(crate) fn parse_integer(text: &[u8]) -> Option<i64> {
 
 /// Splits an inline command into words as a shell would: `"…"` with escapes, `'…'` literally but for `\'`.
 /// `None` when a quote is not closed, or is closed in the middle of a word.
-fn split_inline(line: &[u8]) -> Option<Vec<Bytes>> {
+pub fn split_inline(line: &[u8]) -> Option<Vec<Bytes>> {
     let mut words = Vec::new();
     let mut rest = line;
     loop {

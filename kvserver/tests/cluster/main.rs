@@ -13,6 +13,7 @@ mod clerk_exactly_once;
 mod expiry;
 mod failover;
 mod fibers;
+mod kvctl;
 mod no_quorum;
 mod pause;
 mod restart;
