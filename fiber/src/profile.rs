@@ -269,7 +269,7 @@ struct Request {
 }
 
 impl Request {
-    /// `on-cpu:RATE:PATH` or `off-cpu:RATE:PATH`.
+    /// `on-cpu:RATE:PATH` or `off-cpu:RATE:PATH`; `%p` in the path stands for the number of the process.
     fn parse(text: &str) -> Option<Self> {
         let (kind, rest) = text.split_once(':')?;
         let (rate, path) = rest.split_once(':')?;
@@ -279,12 +279,13 @@ impl Request {
             _ => return None,
         };
         let rate_hz = rate.parse().ok().filter(|rate| *rate > 0)?;
-        (!path.is_empty()).then(|| Self { kind, rate_hz, path: path.into() })
+        let own_path = path.replace("%p", &std::process::id().to_string());
+        (!path.is_empty()).then(|| Self { kind, rate_hz, path: own_path.into() })
     }
 }
 
 /// For the whole life of the process, if `SQUALL_PROFILE` says so: `on-cpu:99:FILE` or `off-cpu:20:FILE`. The file gets the folded stacks,
-/// every few seconds and at the end of the process.
+/// every few seconds and at the end of the process. `%p` in its name becomes the number of the process, for programs that start others.
 pub(crate) fn start_as_the_environment_says() {
     let Ok(value) = std::env::var(VARIABLE) else { return };
     let Some(request) = Request::parse(&value) else {
@@ -357,6 +358,8 @@ mod tests {
         let request = |kind, rate_hz, path: &str| Some(Request { kind, rate_hz, path: path.into() });
         assert_eq!(Request::parse("on-cpu:99:/tmp/a:b"), request(Kind::OnCpu, 99, "/tmp/a:b"));
         assert_eq!(Request::parse("off-cpu:20:out"), request(Kind::OffCpu, 20, "out"));
+        let own = format!("out.{}", std::process::id());
+        assert_eq!(Request::parse("off-cpu:20:out.%p"), request(Kind::OffCpu, 20, &own));
         for wrong in ["", "on-cpu", "on-cpu:99", "on-cpu:99:", "on-cpu:0:a", "on-cpu:x:a", "both:99:a"] {
             assert_eq!(Request::parse(wrong), None, "{wrong}");
         }

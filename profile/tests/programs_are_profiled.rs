@@ -28,10 +28,15 @@ fn function_that_waits(duration: Duration) {
 #[test]
 fn child_that_is_profiled() {
     let Ok(how) = std::env::var(CHILD) else { return };
+    let other = (how == "starts another").then(|| {
+        let program = std::env::current_exe().expect("this program has a path");
+        let mut other = Command::new(program);
+        other.args(["child_that_is_profiled", "--exact"]).env(CHILD, "ends").spawn().expect("it can be run")
+    });
     loop {
         let waiting: Vec<_> = (0..4)
             .map(|number| {
-                squall::Builder::new().name(format!("waiter {number}")).spawn(|| {
+                squall::Builder::new().name(format!("{how}: waiter {number}")).spawn(|| {
                     function_that_waits(Duration::from_secs(1));
                     black_box(());
                 })
@@ -43,6 +48,10 @@ fn child_that_is_profiled() {
         });
         computing.join().expect("it does not panic");
         waiting.into_iter().for_each(|fiber| fiber.join().expect("it does not panic"));
+        if let Some(mut other) = other {
+            other.wait().expect("it was started");
+            std::process::exit(0);
+        }
         if how == "ends" {
             // As a program ends, not as a test does.
             std::process::exit(0);
@@ -125,6 +134,16 @@ fn the_runtime_sees_where_fibers_wait_and_for_what() {
     assert!((500_000.0..30_000_000.0).contains(&weight(waits)), "{waits}");
     assert!(!profiled.folded.contains("function_that_computes"), "{}", profiled.folded);
     assert!(profiled.svg.contains("function_that_waits") && profiled.svg.contains("[sleeps]"));
+}
+
+#[test]
+fn processes_that_a_program_starts_are_in_the_same_graph() {
+    let profiled = run(&["--off-cpu"], "starts another");
+    assert_eq!(profiled.status, Some(0), "{}", profiled.said);
+    for process in ["starts another: waiter #;", "ends: waiter #;"] {
+        line(&profiled.folded, &[process, "function_that_waits", ";[sleeps] "]);
+        assert!(profiled.svg.contains(process.trim_end_matches(';')));
+    }
 }
 
 #[test]

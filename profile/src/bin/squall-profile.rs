@@ -261,7 +261,8 @@ fn run(look: &Look, limit: Option<Duration>, program: &[OsString]) -> anyhow::Re
         let mut command = Command::new(&program[0]);
         let kind = if look.off_cpu { "off-cpu" } else { "on-cpu" };
         let mut request = OsString::from(format!("{kind}:{rate}:"));
-        request.push(&file);
+        // Of each process, if it starts others.
+        request.push(file.with_extension("%p"));
         command.args(&program[1..]).env("SQUALL_PROFILE", request);
         (command, Signal::SIGTERM)
     };
@@ -270,13 +271,29 @@ fn run(look: &Look, limit: Option<Duration>, program: &[OsString]) -> anyhow::Re
     let folded = if by_perf {
         perf::fold(&file).context("cannot read what perf has recorded")?
     } else {
-        fs::read_to_string(&file).with_context(|| {
-            format!("{name} has left no profile: it uses no squall runtime, started none, or ended before the first look")
-        })?
+        let stacks = read_all(folder.path())?;
+        ensure!(
+            !stacks.is_empty(),
+            "{name} has left no profile: it uses no squall runtime, started none, or ended before the first look"
+        );
+        stacks
     };
     let what = if look.off_cpu { "where fibers wait" } else { "on the CPU" };
     let by = if by_perf { "perf" } else { "the runtime" };
     Ok(Taken { folded, subject: look.subject(by_perf), by, title: format!("{name}: {what}") })
+}
+
+/// The stacks that the processes of a program have left in a folder.
+fn read_all(folder: &Path) -> anyhow::Result<String> {
+    let mut stacks = String::new();
+    for entry in fs::read_dir(folder).context("the temporary folder is gone")? {
+        let path = entry?.path();
+        // Being written by a process that goes on, or was killed.
+        if path.extension().is_none_or(|extension| extension != "new") {
+            stacks += &read(&path)?;
+        }
+    }
+    Ok(stacks)
 }
 
 /// Waits until it ends, or ends it when it is time.
