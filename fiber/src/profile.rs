@@ -6,7 +6,7 @@
 //! neither costs anything on the way of a switch or a wait, and what is shorter than the time between two looks is seen as often as it
 //! is likely to be met: right in sum, not one by one.
 
-use crate::backtrace::{Backtrace, Names};
+use crate::backtrace::{Backtrace, Frame, Names};
 use crate::blocking::run_blocking;
 use crate::fiber::WaitKind;
 use crate::metrics;
@@ -80,11 +80,8 @@ impl Profile {
             let frames =
                 place.calls.as_ref().map(|calls| calls.own_lines(&mut self.names)).unwrap_or_default();
             for frame in frames.iter().rev() {
-                let name = frame.as_ref().map_or("...".into(), |frame| {
-                    frame.function.clone().unwrap_or_else(|| format!("{:#x}", frame.address))
-                });
                 line += ";";
-                line += &name.replace(';', ",");
+                line += &frame.as_ref().map_or("...".into(), element).replace(';', ",");
             }
             if let Some(reason) = place.waits_for {
                 line += &format!(";[{reason}]");
@@ -94,6 +91,15 @@ impl Profile {
         let mut lines: Vec<_> = lines.into_iter().filter(|(_, time)| *time > 0).collect();
         lines.sort();
         lines.iter().map(|(line, time)| format!("{line} {time}\n")).collect()
+    }
+}
+
+/// A function's name. That of a closure which the compiler has put into its caller says nothing without the file.
+fn element(frame: &Frame) -> String {
+    let Some(name) = &frame.function else { return format!("{:#x}", frame.address) };
+    match frame.file.as_ref().and_then(|file| file.file_name()) {
+        Some(file) if name.starts_with("{closure") => format!("{name} ({})", file.display()),
+        _ => name.clone(),
     }
 }
 
@@ -351,6 +357,19 @@ mod tests {
         assert_eq!(group(Some("connection 4711 of 12")), "connection # of #");
         assert_eq!(group(Some("a;b\n")), "a,b ");
         assert_eq!(group(None), "fiber");
+    }
+
+    #[test]
+    fn a_closure_is_told_by_its_file() {
+        let frame = |function: Option<&str>| Frame {
+            address: 0x10,
+            function: function.map(str::to_owned),
+            file: Some("src/server.rs".into()),
+            line: None,
+        };
+        assert_eq!(element(&frame(Some("{closure#0}"))), "{closure#0} (server.rs)");
+        assert_eq!(element(&frame(Some("serve"))), "serve");
+        assert_eq!(element(&frame(None)), "0x10");
     }
 
     #[test]
