@@ -1,5 +1,6 @@
 # Everything in release, programs in bin/. Nothing but Rust and a C linker is needed.
 PROGRAMS = kvserver kvctl test_hook test_iomanager test_scheduler simple_stress_test \
+	fiber_stress_test conn_pool_test io_speed_test kv_raft_performance_test \
 	runtime_bench bench_squall bench_threads bench_epoll bench_load squall-doctor \
 	squall-profile sim planted
 
