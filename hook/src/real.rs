@@ -32,12 +32,14 @@ macro_rules! real_functions {
                 #[cold]
                 #[allow(clippy::too_many_arguments, reason = "libc's own signatures")]
                 unsafe extern "C" fn first($($argument: $type),*) $(-> $result)? {
-                    resolve();
+                    // Without the real function the program could not have run without this library either.
+                    assert!(resolve(), concat!("libc exports no ", stringify!($name)));
                     // SAFETY: by the caller's contract.
                     unsafe { super::$name($($argument),*) }
                 }
 
-                pub(super) fn resolve() {
+                /// False if this libc has no such function: an older one may have it in a library that the program does not use.
+                pub(super) fn resolve() -> bool {
                     const NAME: &CStr = match CStr::from_bytes_with_nul(
                         concat!(stringify!($name), "\0").as_bytes(),
                     ) {
@@ -45,9 +47,11 @@ macro_rules! real_functions {
                         Err(_) => unreachable!(),
                     };
                     let function = next_symbol(NAME);
-                    // Without the real function the program could not have run without this library either.
-                    assert!(!function.is_null(), concat!("libc exports no ", stringify!($name)));
-                    FUNCTION.store(function, Ordering::Relaxed);
+                    let is_there = !function.is_null();
+                    if is_there {
+                        FUNCTION.store(function, Ordering::Relaxed);
+                    }
+                    is_there
                 }
             }
 

@@ -1,7 +1,7 @@
 //! Other names that glibc exports for hooked calls: those with underscores, which older code uses, and those that C code compiled
 //! with `_FORTIFY_SOURCE` calls, which also pass the size of the buffer behind the pointer.
 
-use super::{descriptors, files, multiplex, sockets, threads, time};
+use super::{descriptors, files, multiplex, signals, sockets, threads, time};
 use core::ffi::{c_int, c_ulong, c_void};
 use libc::{
     fd_set, nfds_t, pid_t, pollfd, sigset_t, size_t, sockaddr, socklen_t, ssize_t, timespec, timeval,
@@ -31,6 +31,7 @@ aliases! {
     __nanosleep = time::nanosleep(request: *const timespec, remaining: *mut timespec) -> c_int;
     __sched_yield = time::sched_yield() -> c_int;
     __select = multiplex::select(limit: c_int, read: *mut fd_set, write: *mut fd_set, except: *mut fd_set, timeout: *mut timeval) -> c_int;
+    __sigsuspend = signals::sigsuspend(mask: *const sigset_t) -> c_int;
     __wait = threads::wait(status: *mut c_int) -> pid_t;
     __waitpid = threads::waitpid(pid: pid_t, status: *mut c_int, options: c_int) -> pid_t;
 }

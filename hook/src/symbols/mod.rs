@@ -30,7 +30,7 @@ macro_rules! list {
 pub(crate) fn hooked() -> impl Iterator<Item = Symbol> {
     let list: [Symbol; _] = list! {
         aliases: __close __connect __dup2 __fcntl __nanosleep __poll __poll_chk __ppoll_chk __read __read_chk __recv_chk
-            __recvfrom_chk __sched_yield __select __send __wait __waitpid __write;
+            __recvfrom_chk __sched_yield __select __send __sigsuspend __wait __waitpid __write;
         descriptors: close close_range closefrom dup dup2 dup3 fclose fcntl fcntl64 freopen freopen64 ioctl pipe pipe2;
         disk: __open __open64 __open64_2 __open_2 __openat64_2 __openat_2 __pread64 __pread64_chk __pread_chk __pwrite64
             creat creat64 flock lockf lockf64 open open64 openat openat64 pread pread64 preadv preadv2 preadv64 preadv64v2
