@@ -115,6 +115,13 @@ fn classify(bytes: &[u8]) -> anyhow::Result<Program> {
         use object::read::elf::ProgramHeader;
         interpreter = interpreter.or(segment.interpreter(endian, bytes)?);
     }
+    // What Go's own tools know its programs by.
+    if contains_reversed(bytes, b":fnidliub oG \xff") {
+        return Ok(inert(
+            "it is written in Go, which makes system calls by itself",
+            "its goroutines need no fibers; C libraries that it uses cannot get them",
+        ));
+    }
     let Some(interpreter) = interpreter else {
         return Ok(inert(
             "it is linked statically: its calls go to the libc inside it",
@@ -127,12 +134,16 @@ fn classify(bytes: &[u8]) -> anyhow::Result<Program> {
             "build it for glibc (Rust: a target that ends in -gnu)",
         ));
     }
-    // In two pieces, so that only programs with the hooks have it in one.
-    let mark = ["squall-hook: is", " linked in."].concat();
-    Ok(match memchr::memmem::find(bytes, mark.as_bytes()) {
-        Some(_) => Program::Linked,
-        None => Program::Preloadable,
+    Ok(match contains_reversed(bytes, b".ni deknil si :kooh-llauqs") {
+        true => Program::Linked,
+        false => Program::Preloadable,
     })
+}
+
+/// Whether the bytes have these, the other way round: so that this program, which looks for them, does not have them itself.
+fn contains_reversed(bytes: &[u8], reversed: &[u8]) -> bool {
+    let wanted: Vec<u8> = reversed.iter().rev().copied().collect();
+    memchr::memmem::find(bytes, &wanted).is_some()
 }
 
 /// Whether the program runs as another user or group than its caller.
@@ -200,6 +211,9 @@ mod tests {
         let mut with_hooks = elf(Some("/lib64/ld-linux-x86-64.so.2"));
         with_hooks.extend(b"...squall-hook: is linked in.\0...");
         assert_eq!(classify(&with_hooks), Program::Linked);
+        let mut go = elf(Some("/lib64/ld-linux-x86-64.so.2"));
+        go.extend(b"...\xff Go buildinf:...");
+        assert!(reason(&classify(&go)).contains("Go"));
         let mut foreign = elf(Some("/lib/ld-linux.so.2"));
         foreign[18] = 8;
         assert!(reason(&classify(&foreign)).contains("another processor"));

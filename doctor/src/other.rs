@@ -35,7 +35,8 @@ pub fn examine(
         let advice = "preload a library that was built for this system";
         return Ok((dead(&path, &reason, advice, form), false));
     }
-    let mut command = Command::new(program);
+    // Of a script the interpreter, which would otherwise be started by `env`, and that would report.
+    let mut command = Command::new(&path);
     command.args(arguments).env(
         "SQUALL_DOCTOR",
         match form {
