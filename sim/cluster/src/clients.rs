@@ -1,5 +1,6 @@
 //! Clients: some use the cluster's own clerk, some the `redis` crate, which knows nothing of any of this.
 
+use crate::changes::Changes;
 use crate::history::{History, Operation, Token, decode, encode};
 use bytes::Bytes;
 use squall_kvserver::clerk::{Clerk, ClerkError};
@@ -19,6 +20,7 @@ pub(crate) struct Traffic {
     pub(crate) config: ClusterConfig,
     pub(crate) password: &'static str,
     pub(crate) history: History,
+    pub(crate) changes: Changes,
     pub(crate) stop: AtomicBool,
     tokens: AtomicU32,
     /// What a client was told that makes no sense at all.
@@ -31,6 +33,7 @@ impl Traffic {
             config,
             password,
             history: History::default(),
+            changes: Changes::default(),
             stop: AtomicBool::new(false),
             tokens: AtomicU32::new(1),
             nonsense: std::sync::Mutex::default(),
@@ -105,6 +108,74 @@ pub(crate) fn work(traffic: &Arc<Traffic>, world: &World, client: usize, with_re
         };
         step(traffic, &mut means, client, &key, wish);
     }
+}
+
+/// Watches all keys until told to stop, at one node as long as that answers, then at the next.
+pub(crate) fn watch(traffic: &Arc<Traffic>, first: usize) {
+    let (mut node, mut seen, mut compacted) = (first, 0, 0);
+    let mut slot = None;
+    loop {
+        let nodes = traffic.config.nodes.len();
+        if slot.is_none() {
+            slot = connect(traffic, node).ok();
+        }
+        let ask = |connection: &mut redis::Connection| {
+            redis::cmd("CHANGES").arg(seen).arg("COUNT").arg(100).arg("BLOCK").arg(300).query(connection)
+        };
+        let answer: Option<redis::RedisResult<redis::Value>> = slot.as_mut().map(ask);
+        let quiet = match answer {
+            Some(Ok(value)) => match page(&value) {
+                Some((next, changes)) => {
+                    let quiet = changes.is_empty();
+                    traffic.changes.page(node % nodes + 1, seen, next, changes);
+                    (seen, compacted) = (next, 0);
+                    quiet
+                }
+                None => {
+                    traffic.complain(format!("a watcher was told {value:?}"));
+                    return;
+                }
+            },
+            Some(Err(error)) if error.code() == Some("COMPACTED") => {
+                // Another node may still have them. If none has, what follows the gap is watched.
+                compacted += 1;
+                let kept = error.to_string().split("revision ").nth(1).and_then(first_number);
+                if let (true, Some(kept)) = (compacted >= nodes, kept) {
+                    (seen, compacted) = (kept, 0);
+                } else {
+                    (slot, node) = (None, node + 1);
+                }
+                false
+            }
+            _ => {
+                (slot, node) = (None, node + 1);
+                std::thread::sleep(Duration::from_millis(100));
+                true
+            }
+        };
+        if quiet && traffic.stop.load(Ordering::Relaxed) {
+            return;
+        }
+    }
+}
+
+fn first_number(text: &str) -> Option<u64> {
+    text.split(|letter: char| !letter.is_ascii_digit()).next()?.parse().ok()
+}
+
+/// A reply to `CHANGES`: the revision up to which everything was seen, and the changes with theirs.
+fn page(reply: &redis::Value) -> Option<(u64, Vec<(u64, String)>)> {
+    use redis::Value::{Array, Int};
+    let Array(parts) = reply else { return None };
+    let [Int(seen), Array(changes)] = parts.as_slice() else { return None };
+    let change = |change: &redis::Value| match change {
+        Array(parts) => match parts.as_slice() {
+            [Int(revision), what @ ..] => Some((u64::try_from(*revision).ok()?, format!("{what:?}"))),
+            _ => None,
+        },
+        _ => None,
+    };
+    Some((u64::try_from(*seen).ok()?, changes.iter().map(change).collect::<Option<_>>()?))
 }
 
 /// Sets a key that vanishes soon. What becomes of the request does not matter.

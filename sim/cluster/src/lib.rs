@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod changes;
 mod clients;
 pub mod history;
 pub mod plan;

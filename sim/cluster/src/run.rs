@@ -1,7 +1,7 @@
 //! One run: the cluster is started, clients work while the plan's faults come, then the faults stop and a majority must get on with it, and
 //! in the end everything that was seen is checked.
 
-use crate::clients::{Traffic, read_all, work};
+use crate::clients::{Traffic, read_all, watch, work};
 use crate::plan::{Fault, Profile, Step, Target, draw};
 use crate::watch::Watch;
 use squall_kvserver::clerk::Clerk;
@@ -215,6 +215,14 @@ fn scenario(world: &World, nodes: u64, length: Duration, steps: &[Step], snapsho
         })
         .collect();
 
+    const WATCHERS: usize = 2;
+    let watchers: Vec<Process> = (0..WATCHERS)
+        .map(|watcher| {
+            let traffic = Arc::clone(&cluster.traffic);
+            world.add_host(&format!("watcher{watcher}")).start("watcher", move || watch(&traffic, watcher))
+        })
+        .collect();
+
     for step in steps {
         std::thread::sleep(step.at.saturating_sub(world.now()));
         make(&cluster, step.fault);
@@ -223,7 +231,7 @@ fn scenario(world: &World, nodes: u64, length: Duration, steps: &[Step], snapsho
 
     let mut failures = calm_down(&cluster);
     cluster.traffic.stop.store(true, Ordering::Relaxed);
-    for client in &clients {
+    for client in clients.iter().chain(&watchers) {
         client.wait();
     }
     if failures.is_empty() && !read_all(&cluster.traffic, world, CLIENTS) {
@@ -231,6 +239,7 @@ fn scenario(world: &World, nodes: u64, length: Duration, steps: &[Step], snapsho
     }
     failures.extend(cluster.unexpected.lock().unwrap_or_else(PoisonError::into_inner).drain(..));
     failures.extend(cluster.watch.violations());
+    failures.extend(cluster.traffic.changes.violations());
     let nonsense = cluster.traffic.nonsense.lock().unwrap_or_else(PoisonError::into_inner).clone();
     failures.extend(nonsense);
     let (illegal, undecided) = cluster.traffic.history.check();
