@@ -11,6 +11,8 @@ use nix::unistd::Pid;
 
 /// What a node exits with when starting it again would fail in the same way.
 pub const EXIT_PERMANENT: i32 = 2;
+/// What a node exits with that the cluster has no place for: the others go on without it.
+pub const EXIT_EVICTED: i32 = 3;
 
 /// The pause before a node that died is started again: at once if it had run for a while, later and later if it keeps dying.
 const RESTART_PAUSE_MIN: Duration = Duration::from_millis(100);
@@ -103,6 +105,9 @@ pub fn supervise(
                 let pause = node.ended();
                 if status.code() == Some(EXIT_PERMANENT) {
                     result = Err(SupervisorError::Permanent { id, status });
+                } else if status.code() == Some(EXIT_EVICTED) {
+                    log::warn!("node {id} does not belong to the cluster; it is not started again");
+                    node.restart_at = None;
                 } else {
                     log::warn!("node {id} ended ({status}); starting it again in {pause:?}");
                 }

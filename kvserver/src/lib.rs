@@ -15,6 +15,7 @@
 //! - [`load`]: load on a cluster, measured;
 //! - [`node`]: one member of a cluster: the machine behind Raft, and its ports;
 //! - [`clerk`]: the cluster's own client, exactly once across failovers;
+//! - [`operator`]: the operator's client: who the members are, and changes of that;
 //! - [`cluster`]: the supervisor that runs a process per node.
 
 #![forbid(unsafe_code)]
@@ -28,6 +29,7 @@ pub mod history;
 pub mod load;
 pub mod machine;
 pub mod node;
+pub mod operator;
 pub mod resp;
 pub mod session;
 pub mod store;

@@ -27,13 +27,13 @@ pub enum RaftError {
     Snapshot(#[from] SnapshotError),
     /// The disk's: the log that was read back contradicts itself.
     #[error(
-        "the log is not consistent: {0}; remove this node's data and let it fetch its state from its peers"
+        "the log is not consistent: {0}; remove this node's data, remove it from the group, and let it join anew"
     )]
     Inconsistent(#[from] LogError),
     /// The disk's: the log starts behind the state, and no snapshot fills the gap.
     #[error(
         "entries before {first_index} are compacted, and there is no snapshot to stand for them; \
-         remove this node's data and let it fetch its state from its peers"
+         remove this node's data, remove it from the group, and let it join anew"
     )]
     SnapshotMissing {
         /// The first entry that the log still has.
@@ -53,6 +53,12 @@ pub enum RaftError {
     /// The system's: it has no random numbers.
     #[error("no random numbers: {0}")]
     Random(getrandom::Error),
+    /// The group's: it has no place for this node. It was removed, or its data were lost and its id belongs to the disk it had before.
+    #[error(
+        "the group does not know this node: it was removed, or its data were lost. To bring it back: remove \
+         what is left of its data, remove it from the group if it is a member, add it, and start it to join"
+    )]
+    Evicted,
     /// A bug: an activity of the group panicked.
     #[error("the {activity} ended unexpectedly")]
     ActivityDied {

@@ -4,7 +4,7 @@ mod support;
 
 use bytes::Bytes;
 use squall_raft::core::types::{Entry, EntryKind, HardState, NodeId, SnapshotMeta, Term};
-use squall_raft::core::{Body, Config, Message, ProgressState, Raft, Ready, Role, StepError};
+use squall_raft::core::{Body, Config, Membership, Message, ProgressState, Raft, Ready, Role, StepError};
 use support::Network;
 
 fn network(size: u64) -> Network {
@@ -23,12 +23,12 @@ fn entries(terms: &[Term]) -> Vec<Entry> {
 /// Node 1 of a group of three, in `term`, with a log of these terms.
 fn lone(term: Term, terms: &[Term]) -> Raft {
     let hard_state = HardState { term, ..HardState::default() };
-    let config = Config::new(1, vec![1, 2, 3]);
-    Raft::new(config, hard_state, SnapshotMeta::default(), entries(terms)).unwrap()
+    let members = Membership::of_voters([1, 2, 3]);
+    Raft::new(Config::new(1), hard_state, SnapshotMeta::default(), members, entries(terms)).unwrap()
 }
 
 fn message(from: NodeId, term: Term, body: Body) -> Message {
-    Message { from, to: 1, term, body }
+    Message { from, to: 1, incarnation: 0, term, body }
 }
 
 /// Everything the node does next, with its writes done.
@@ -73,13 +73,13 @@ fn lead(raft: &mut Raft) {
 fn section_5_1_a_stale_term_is_refused_and_told_the_current_one() {
     let mut raft = lone(5, &[1]);
     for (body, reply) in [
-        (Body::Vote { last_index: 9, last_term: 4 }, Body::VoteReply { granted: false }),
+        (Body::Vote { last_index: 9, last_term: 4, transfer: false }, Body::VoteReply { granted: false }),
         (Body::PreVote { last_index: 9, last_term: 4 }, Body::PreVoteReply { granted: false }),
         (Body::Heartbeat { commit: 0, context: 0 }, Body::AppendAccepted { matched: 0 }),
     ] {
         raft.step(message(2, 4, body)).unwrap();
         let replies = sent(run(&mut raft));
-        assert_eq!(replies, vec![Message { from: 1, to: 2, term: 5, body: reply }]);
+        assert_eq!(replies, vec![Message { from: 1, to: 2, incarnation: 0, term: 5, body: reply }]);
     }
     assert_eq!(raft.soft_state().leader, None);
 }
@@ -120,26 +120,26 @@ fn section_5_2_a_leader_that_keeps_talking_is_not_challenged() {
 #[test]
 fn section_5_2_one_vote_per_term_also_across_a_restart() {
     let mut raft = lone(1, &[]);
-    let ask = |from| message(from, 2, Body::Vote { last_index: 0, last_term: 0 });
+    let ask = |from| message(from, 2, Body::Vote { last_index: 0, last_term: 0, transfer: false });
     assert_eq!(answer(&mut raft, ask(2)), Body::VoteReply { granted: true });
     assert_eq!(answer(&mut raft, ask(3)), Body::VoteReply { granted: false });
     assert_eq!(answer(&mut raft, ask(2)), Body::VoteReply { granted: true }, "the answer may have been lost");
 
     let hard_state = HardState { term: 2, vote: Some(2), commit: 0 };
-    let config = Config::new(1, vec![1, 2, 3]);
-    let mut raft = Raft::new(config, hard_state, SnapshotMeta::default(), vec![]).unwrap();
+    let members = Membership::of_voters([1, 2, 3]);
+    let mut raft = Raft::new(Config::new(1), hard_state, SnapshotMeta::default(), members, vec![]).unwrap();
     assert_eq!(answer(&mut raft, ask(3)), Body::VoteReply { granted: false });
 }
 
 #[test]
 fn section_5_2_a_granted_vote_waits_for_the_disk_and_a_refusal_does_not() {
     let mut raft = lone(1, &[1]);
-    raft.step(message(2, 2, Body::Vote { last_index: 1, last_term: 1 })).unwrap();
+    raft.step(message(2, 2, Body::Vote { last_index: 1, last_term: 1, transfer: false })).unwrap();
     let ready = raft.ready().unwrap();
     assert_eq!(ready.hard_state, Some(HardState { term: 2, vote: Some(2), commit: 0 }));
     assert!(ready.messages.is_empty());
     assert_eq!(ready.messages_after_persist[0].body, Body::VoteReply { granted: true });
-    raft.step(message(3, 2, Body::Vote { last_index: 1, last_term: 1 })).unwrap();
+    raft.step(message(3, 2, Body::Vote { last_index: 1, last_term: 1, transfer: false })).unwrap();
     assert_eq!(raft.ready().unwrap().messages[0].body, Body::VoteReply { granted: false });
 }
 
@@ -301,7 +301,7 @@ fn section_5_4_1_a_candidate_with_an_older_log_gets_no_vote() {
         let pre_vote = message(2, 4, Body::PreVote { last_index, last_term });
         assert_eq!(answer(&mut raft, pre_vote), Body::PreVoteReply { granted });
         assert_eq!(raft.soft_state().term, 3, "a pre-vote changes nothing");
-        let vote = message(2, 4, Body::Vote { last_index, last_term });
+        let vote = message(2, 4, Body::Vote { last_index, last_term, transfer: false });
         assert_eq!(answer(&mut raft, vote), Body::VoteReply { granted });
     }
 }
@@ -366,7 +366,10 @@ fn section_7_a_follower_that_needs_compacted_entries_gets_the_snapshot() {
 #[test]
 fn section_7_a_snapshot_of_what_the_log_already_has_only_commits() {
     let mut raft = lone(2, &[1, 1, 2]);
-    let snapshot = Body::InstallSnapshot { snapshot: SnapshotMeta { index: 2, term: 1 } };
+    let snapshot = Body::InstallSnapshot {
+        snapshot: SnapshotMeta { index: 2, term: 1 },
+        members: Membership::of_voters([1, 2, 3]),
+    };
     assert_eq!(answer(&mut raft, message(2, 2, snapshot)), Body::AppendAccepted { matched: 2 });
     assert_eq!((raft.committed(), raft.status().last_index), (2, 3));
 }
@@ -555,7 +558,12 @@ fn messages_that_no_working_peer_sends_are_refused_and_change_nothing() {
     assert!(malformed(&mut raft, message(2, u64::MAX, Body::Heartbeat { commit: 0, context: 0 })));
     assert!(malformed(&mut raft, message(2, 0, Body::HeartbeatReply { context: 0 })));
     let snapshot = SnapshotMeta { index: u64::MAX, term: 1 };
-    assert!(malformed(&mut raft, message(2, 5, Body::InstallSnapshot { snapshot })));
+    let members = Membership::of_voters([1, 2, 3]);
+    assert!(malformed(&mut raft, message(2, 5, Body::InstallSnapshot { snapshot, members })));
+    let (snapshot, members) = (SnapshotMeta { index: 9, term: 5 }, Membership::default());
+    assert!(malformed(&mut raft, message(2, 5, Body::InstallSnapshot { snapshot, members })));
+    let nonsense = Entry { kind: EntryKind::Members, ..entry(3, 5) };
+    assert!(malformed(&mut raft, message(2, 5, append(2, vec![nonsense]))));
 
     let heartbeat = Body::Heartbeat { commit: 9, context: 0 };
     assert!(matches!(
@@ -563,9 +571,9 @@ fn messages_that_no_working_peer_sends_are_refused_and_change_nothing() {
         Err(StepError::LostEntries { commit: 9, .. })
     ));
     assert!(matches!(raft.step(message(3, 5, heartbeat.clone())), Err(StepError::TwoLeaders { .. })));
-    assert!(matches!(raft.step(message(9, 5, heartbeat.clone())), Err(StepError::NotAPeer { from: 9 })));
+    assert!(matches!(raft.step(message(0, 5, heartbeat.clone())), Err(StepError::NotAPeer { from: 0 })));
     assert!(matches!(raft.step(message(1, 5, heartbeat.clone())), Err(StepError::NotAPeer { from: 1 })));
-    let elsewhere = Message { from: 2, to: 3, term: 5, body: heartbeat };
+    let elsewhere = Message { from: 2, to: 3, incarnation: 0, term: 5, body: heartbeat };
     assert!(matches!(raft.step(elsewhere), Err(StepError::Misdelivered { to: 3, id: 1 })));
     assert_eq!(raft.status(), before);
 

@@ -6,9 +6,11 @@ use std::fs;
 use std::io::Write;
 use std::sync::atomic::Ordering;
 
+use bytes::Bytes;
 use cluster::{Cluster, numbered, wait_for};
 use squall_raft::RaftError;
 use squall_raft::core::types::{HardState, SnapshotMeta};
+use squall_raft::core::{MemberChange, Membership};
 use squall_raft::group::{GroupConfig, IncomingError, SnapshotHeader, Storage};
 
 fn often(config: &mut GroupConfig) {
@@ -80,6 +82,13 @@ fn an_empty_node_joins_by_snapshot_while_writes_go_on() {
     let late = cluster.ids().into_iter().find(|&id| id != leader).unwrap();
     cluster.stop(late);
     fs::remove_dir_all(cluster.dir(late)).unwrap();
+    // Under its old id with its new disk it is another member.
+    let change = |cluster: &Cluster, change: MemberChange| {
+        let attempt = || cluster.node(cluster.leader()).change_members(vec![change.clone()]).ok();
+        wait_for("the change", attempt)
+    };
+    change(&cluster, MemberChange::Remove { id: late });
+    change(&cluster, MemberChange::AddLearner { id: late, address: Bytes::new(), incarnation: 0 });
     for command in numbered(100) {
         cluster.propose(&command);
     }
@@ -92,11 +101,13 @@ fn an_empty_node_joins_by_snapshot_while_writes_go_on() {
     cluster.converge();
     assert!(cluster.links.snapshots_delivered.load(Ordering::SeqCst) > before);
     assert_eq!(cluster.read().len(), 201);
+    let members = change(&cluster, MemberChange::Promote { id: late });
+    assert_eq!(members.to_string(), "voters 1 2 3");
 }
 
 /// A snapshot file, as another node would have written it, of a list of these lines.
 fn put_snapshot(storage: &Storage, meta: SnapshotMeta, lines: &[String]) {
-    let mut file = storage.snapshots.create(meta).unwrap();
+    let mut file = storage.snapshots.create(meta, &Membership::of_voters([1])).unwrap();
     for line in lines {
         writeln!(file, "{line}").unwrap();
     }

@@ -5,6 +5,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
+use squall_raft::core::Membership;
 use squall_raft::core::types::SnapshotMeta;
 use squall_raft::snapshot::{SnapshotError, SnapshotOptions, SnapshotStore};
 use squall_raft::wal::Identity;
@@ -21,15 +22,21 @@ fn body(bytes: usize) -> Vec<u8> {
     (0..bytes).map(|at| (at * 7 + at / 256) as u8).collect()
 }
 
+fn members() -> Membership {
+    Membership::of_voters([1, 2, 3])
+}
+
 fn write(store: &SnapshotStore, meta: SnapshotMeta, body: &[u8]) -> PathBuf {
-    let mut writer = store.create(meta).unwrap();
+    let mut writer = store.create(meta, &members()).unwrap();
     writer.write_all(body).unwrap();
     writer.finish().unwrap()
 }
 
 fn read(store: &SnapshotStore, meta: SnapshotMeta) -> std::io::Result<Vec<u8>> {
     let mut body = Vec::new();
-    store.open_reader(meta)?.read_to_end(&mut body)?;
+    let mut reader = store.open_reader(meta)?;
+    assert_eq!(*reader.members(), members());
+    reader.read_to_end(&mut body)?;
     Ok(body)
 }
 
@@ -76,7 +83,7 @@ fn bodies_of_any_length_come_back_also_after_a_restart() {
 fn a_snapshot_that_is_not_finished_is_never_seen() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
-    let mut writer = store.create(META).unwrap();
+    let mut writer = store.create(META, &members()).unwrap();
     writer.write_all(&body(5000)).unwrap();
     let receiver = store.receive(META, 10).unwrap();
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3);
@@ -181,8 +188,8 @@ fn a_file_sent_in_chunks_with_losses_and_repeats_arrives_as_it_was() {
         let next = receiver.next_offset() as usize;
         receiver.chunk(next as u64, &raw[next..raw.len().min(next + 777)]).unwrap();
     }
-    let (meta, path) = receiver.finish().unwrap();
-    assert_eq!((meta, &fs::read(&path).unwrap()), (META, &raw));
+    let (meta, received, path) = receiver.finish().unwrap();
+    assert_eq!((meta, received, &fs::read(&path).unwrap()), (META, members(), &raw));
     assert_eq!(store.latest().unwrap(), Some((META, path)));
     assert_eq!(read(&store, META).unwrap(), body(10_000));
 }

@@ -207,7 +207,7 @@ fn damage_in_a_closed_segment_is_refused_up_to_its_end_and_harmless_behind() {
     let original = fs::read(&path).unwrap();
     // Where the header of the next segment says that this one ends.
     let next = fs::read(segment(dir.path(), 2)).unwrap();
-    let used = u64::from_le_bytes(next[56..64].try_into().unwrap()) as usize;
+    let used = u64::from_le_bytes(next[64..72].try_into().unwrap()) as usize;
     let mut refusals = 0;
     for at in (0..original.len()).step_by(41) {
         let mut damaged = original.clone();

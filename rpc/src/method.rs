@@ -16,6 +16,8 @@ impl Method {
     pub const RAFT_SNAPSHOT_CHUNK: Method = Method(2);
     /// `kv::ExecuteRequest` → `kv::ExecuteResponse`.
     pub const KV_EXECUTE: Method = Method(16);
+    /// `kv::MembersRequest` → `kv::MembersResponse`.
+    pub const KV_MEMBERS: Method = Method(17);
 
     /// A name for logs and metrics; `unknown` for a number without one.
     pub const fn name(self) -> &'static str {
@@ -23,6 +25,7 @@ impl Method {
             Method::RAFT_MESSAGES => "raft_messages",
             Method::RAFT_SNAPSHOT_CHUNK => "raft_snapshot_chunk",
             Method::KV_EXECUTE => "kv_execute",
+            Method::KV_MEMBERS => "kv_members",
             _ => "unknown",
         }
     }

@@ -11,16 +11,17 @@ use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
-use squall_kvserver::cluster::{self, EXIT_PERMANENT};
+use squall_kvserver::cluster::{self, EXIT_EVICTED, EXIT_PERMANENT};
 use squall_kvserver::config::{ClusterConfig, ConfigError};
 use squall_kvserver::explain;
-use squall_kvserver::node::{self, Node, NodeError};
+use squall_kvserver::node::{self, Node, NodeError, NodeOptions};
 
 const AFTER_HELP: &str = "\
 Examples:
   kvserver                                   three nodes on this machine, data in ./squall-data
   kvserver cluster -n 5 -f test.conf         five nodes; test.conf is written if it is missing
   kvserver node --id 1 -f test.conf          node 1 (node0 in the file) in the foreground
+  kvserver node --id 4 -f test.conf --join   a node that `kvctl member add 4` adds to the running cluster
 
   redis-cli -p 7379 set greeting hello       any Redis client, any node
   kvctl status                               who leads, how far each node is
@@ -28,7 +29,8 @@ Examples:
 
 Log lines go to standard error; RUST_LOG=debug shows more. Ctrl-C stops in order. SIGUSR1 lists a
 node's fibers on its standard error, with what each waits for and where.
-Exit codes: 0 stopped on request, 1 failed while running, 2 cannot run as configured.";
+Exit codes: 0 stopped on request, 1 failed while running, 2 cannot run as configured, 3 not a member of the cluster
+(removed, or its data were lost).";
 
 /// A replicated, linearizable, durable key-value store that any Redis client can use.
 #[derive(Parser)]
@@ -63,6 +65,10 @@ enum Action {
         /// Where the node keeps its data, in a directory of its own.
         #[arg(long, default_value = "squall-data", value_name = "DIR")]
         data: PathBuf,
+        /// Join a cluster that exists: a node without data waits until `kvctl member add` names it, instead of founding
+        /// a cluster with the others in the file. The file must name the cluster's id.
+        #[arg(long)]
+        join: bool,
         /// Worker threads that run the node's fibers.
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
         workers: u16,
@@ -82,8 +88,8 @@ fn main() -> ExitCode {
     let result = match arguments.command {
         None => run_default(),
         Some(Action::Cluster { n, file, data }) => run_cluster(n, &file, &data),
-        Some(Action::Node { id, file, data, workers, supervised }) => {
-            run_node(id, &file, &data, workers, supervised)
+        Some(Action::Node { id, file, data, join, workers, supervised }) => {
+            run_node(id, &file, &data, join, workers, supervised)
         }
         Some(Action::Completions { shell }) => {
             clap_complete::generate(shell, &mut Arguments::command(), "kvserver", &mut io::stdout());
@@ -97,7 +103,15 @@ fn main() -> ExitCode {
             let permanent = error.downcast_ref::<NodeError>().is_some_and(NodeError::is_permanent)
                 || error.downcast_ref::<ConfigError>().is_some()
                 || error.downcast_ref::<cluster::SupervisorError>().is_some();
-            ExitCode::from(if permanent { EXIT_PERMANENT as u8 } else { 1 })
+            let evicted = error.downcast_ref::<NodeError>().is_some_and(NodeError::is_evicted);
+            let code = if evicted {
+                EXIT_EVICTED
+            } else if permanent {
+                EXIT_PERMANENT
+            } else {
+                1
+            };
+            ExitCode::from(code as u8)
         }
     }
 }
@@ -143,10 +157,28 @@ enum NodeEvent {
     Stop,
 }
 
-fn run_node(id: u64, file: &Path, data: &Path, workers: u16, supervised: bool) -> anyhow::Result<()> {
+fn run_node(
+    id: u64,
+    file: &Path,
+    data: &Path,
+    join: bool,
+    workers: u16,
+    supervised: bool,
+) -> anyhow::Result<()> {
     start_log(format!("node-{id}"));
     squall_fiber::dump_on_signal(SIGUSR1).context("SIGUSR1 cannot be handled")?;
     let config = ClusterConfig::load(file)?;
+    if join && config.settings.cluster_id_is_derived {
+        // Made of the addresses in the file, to which the new node's own was added: no other node has that id.
+        let problem = "a node joins a cluster by its id; add cluster_id=… as `kvctl member list` shows it";
+        return Err(ConfigError::Invalid {
+            path: file.to_owned(),
+            line: None,
+            key: Some("cluster_id".into()),
+            problem: problem.into(),
+        }
+        .into());
+    }
     squall_hook::set_workers(workers.into());
     let (sender, events) = mpsc::channel();
     let stop = sender.clone();
@@ -163,13 +195,22 @@ fn run_node(id: u64, file: &Path, data: &Path, workers: u16, supervised: bool) -
     let data = data.to_owned();
     let node = squall_hook::Builder::new()
         .name(format!("node-{id}"))
-        .spawn(move || Node::start(&config, id, &data).map(Arc::new))
+        .spawn(move || {
+            let options = NodeOptions { join, ..NodeOptions::default() };
+            Node::start_with(&config, id, &data, options).map(Arc::new)
+        })
         .join()
         .expect("starting a node does not panic")?;
-    let waiting = node.clone();
+    let (waiting, stopping) = (node.clone(), node.clone());
     drop(squall_hook::spawn(move || sender.send(NodeEvent::Ended(waiting.wait()))));
     match events.recv().context("nothing is left that could stop the node")? {
-        NodeEvent::Ended(result) => Ok(result?),
+        NodeEvent::Ended(result) => {
+            if result.as_ref().is_err_and(NodeError::is_evicted) {
+                // Somebody may wait for the answer to the very request that removed this node.
+                squall_hook::spawn(move || stopping.stop()).join().expect("stopping a node does not panic");
+            }
+            Ok(result?)
+        }
         NodeEvent::Stop => {
             log::info!("node {id} stops");
             squall_hook::spawn(move || node.stop()).join().expect("stopping a node does not panic");

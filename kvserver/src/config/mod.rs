@@ -18,6 +18,8 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
+
 use crate::resp::Limits;
 use crate::store::hash;
 
@@ -107,6 +109,20 @@ pub struct NodeConfig {
 }
 
 impl NodeConfig {
+    /// The node's addresses as its cluster remembers them: `IP RPC-PORT REDIS-PORT ADMIN-PORT`.
+    pub(crate) fn to_member_address(&self) -> Bytes {
+        let Self { ip, rpc_port, redis_port, admin_port, .. } = self;
+        format!("{ip} {rpc_port} {redis_port} {admin_port}").into()
+    }
+
+    /// What [`to_member_address`](Self::to_member_address) wrote.
+    pub(crate) fn from_member_address(id: u64, address: &[u8]) -> Option<Self> {
+        let mut parts = std::str::from_utf8(address).ok()?.split(' ');
+        let ip = parts.next()?.parse().ok()?;
+        let mut port = || parts.next()?.parse().ok();
+        Some(Self { id, ip, rpc_port: port()?, redis_port: port()?, admin_port: port()? })
+    }
+
     /// Where the other nodes and clerks reach it.
     pub fn rpc_address(&self) -> SocketAddr {
         SocketAddr::new(self.ip, self.rpc_port)
@@ -129,6 +145,8 @@ pub struct Settings {
     /// Tells this cluster from any other. Part of everything on disk and of every handshake. It also keys the
     /// hash of the store, so the whole of it should not be shown to clients.
     pub cluster_id: u128,
+    /// The file does not name an id: it was made of the nodes' addresses, and changes with them.
+    pub cluster_id_is_derived: bool,
     /// What clients must authenticate with, if anything. Without it only this machine may connect.
     pub password: Option<Password>,
     /// What to bind to instead of a node's own address.
@@ -175,6 +193,7 @@ impl Settings {
     fn with_id(cluster_id: u128) -> Self {
         let mut settings = Self {
             cluster_id,
+            cluster_id_is_derived: false,
             password: None,
             listen: None,
             election_timeout_ms: 0,
@@ -452,6 +471,7 @@ fn validate(raw: &[RawSetting], is_toml: bool) -> Result<ClusterConfig, Malforme
     }
 
     let nodes = validate_nodes(&raw_nodes, is_toml)?;
+    settings.cluster_id_is_derived = cluster_id.is_none();
     settings.cluster_id = cluster_id.unwrap_or_else(|| derived_cluster_id(&nodes));
     Ok(ClusterConfig { nodes, settings })
 }

@@ -20,6 +20,7 @@ use squall_raft::group::GroupHandle;
 use squall_rpc::RpcMetrics;
 
 use super::machine::{Gauges, ReplicatedMachine};
+use super::members::part_name;
 use super::role_name;
 use crate::config::{ClusterConfig, NodeConfig};
 use crate::resp::{FrontEnd, protected_mode_refusal};
@@ -226,6 +227,21 @@ impl Admin {
                     })
                 })
                 .collect();
+            let members: Vec<Value> = raft
+                .membership
+                .iter()
+                .map(|(id, member, part)| {
+                    let node = NodeConfig::from_member_address(id, &member.address);
+                    json!({
+                        "node_id": id,
+                        "part": part_name(part),
+                        "incarnation": format!("{:016x}", member.incarnation),
+                        "rpc": node.as_ref().map(NodeConfig::rpc_address),
+                        "redis": node.as_ref().map(NodeConfig::redis_address),
+                        "admin": node.as_ref().map(NodeConfig::admin_address),
+                    })
+                })
+                .collect();
             let Value::Object(fields) = &mut status else { unreachable!("made as an object above") };
             let raft_fields = json!({
                 "role": role_name(raft.role),
@@ -241,6 +257,8 @@ impl Admin {
                 "log_bytes": group.log_disk_bytes,
                 "proposal_bytes": group.proposal_bytes,
                 "peers": peers,
+                "members": members,
+                "transfer_to": raft.transfer,
             });
             if let Value::Object(raft_fields) = raft_fields {
                 fields.extend(raft_fields);

@@ -118,6 +118,7 @@ impl Backend for NodeBackend {
             raft_role: raft.map_or_else(|| "stopped".into(), |raft| role_name(raft.role).to_owned()),
             raft_term: raft.map_or(0, |raft| raft.term),
             raft_leader: raft.and_then(|raft| raft.leader),
+            raft_members: raft.map_or_else(String::new, |raft| raft.membership.to_string()),
             raft_commit_index: raft.map_or(0, |raft| raft.committed),
             raft_applied_index: raft.map_or(0, |raft| raft.applied),
             raft_first_index: raft.map_or(0, |raft| raft.first_index),

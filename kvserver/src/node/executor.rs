@@ -191,7 +191,7 @@ impl Executor {
             let now = self.group.soft_state();
             now.term <= term || now.leader.is_none_or(|now| now == leader)
         };
-        call(client, request, true, REQUEST_TIMEOUT, &still_leads)
+        call(&client, request, true, REQUEST_TIMEOUT, &still_leads)
     }
 }
 

@@ -7,6 +7,7 @@ mod admin;
 mod backend;
 mod executor;
 mod machine;
+mod members;
 mod service;
 mod transport;
 mod wire;
@@ -18,8 +19,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use squall_raft::RaftError;
-use squall_raft::core::Role;
 use squall_raft::core::types::NodeId;
+use squall_raft::core::{Membership, Role};
 use squall_raft::group::{Group, GroupConfig, GroupHandle, Observer, Storage};
 use squall_raft::snapshot::SnapshotOptions;
 use squall_raft::wal::{Identity, WalOptions};
@@ -28,6 +29,7 @@ use squall_rpc::{ClientConfig, LocalIdentity, RpcError, RpcMetrics, Server, Serv
 pub use executor::{ExecuteFailure, Request};
 
 pub(crate) use executor::call;
+pub(crate) use members::{address_from_wire, address_to_wire};
 
 use crate::config::{ClusterConfig, ConfigError, NodeConfig};
 use crate::history::History;
@@ -109,6 +111,21 @@ impl NodeError {
     pub fn is_permanent(&self) -> bool {
         !matches!(self, NodeError::System { .. })
     }
+
+    /// Whether the node had to stop because the cluster has no place for it.
+    pub fn is_evicted(&self) -> bool {
+        matches!(self, NodeError::Stopped { source, .. } if matches!(**source, RaftError::Evicted))
+    }
+}
+
+/// How a node is started.
+#[derive(Clone, Debug, Default)]
+pub struct NodeOptions {
+    /// The cluster exists, and the node waits to be added to it. Without it, a node without data founds the cluster, with all
+    /// nodes of its configuration. Of no effect on a node that has data.
+    pub join: bool,
+    /// Who watches: for simulations and tests.
+    pub observer: Option<Arc<dyn Observer>>,
 }
 
 /// A running node.
@@ -147,6 +164,23 @@ impl Node {
         data_dir: &Path,
         observer: Option<Arc<dyn Observer>>,
     ) -> Result<Self, NodeError> {
+        Self::start_with(config, id, data_dir, NodeOptions { join: false, observer })
+    }
+
+    /// As [`Node::start`], with options.
+    ///
+    /// # Errors
+    /// As [`Node::start`].
+    ///
+    /// # Blocking
+    /// As [`Node::start`].
+    pub fn start_with(
+        config: &ClusterConfig,
+        id: NodeId,
+        data_dir: &Path,
+        options: NodeOptions,
+    ) -> Result<Self, NodeError> {
+        let NodeOptions { join, observer } = options;
         let node = config.node(id)?;
         let settings = &config.settings;
         // First the ports: a second start of the same node must not get as far as its data.
@@ -178,7 +212,7 @@ impl Node {
         let history_bytes_max = usize::try_from(settings.watch_history_bytes).unwrap_or(usize::MAX);
         let history = Arc::new(History::new(history_bytes_max));
         let machine = ReplicatedMachine::new(options, gauges.clone(), history.clone());
-        let group_config = GroupConfig { observer, ..group_config(config, id, command_bytes_max) };
+        let group_config = GroupConfig { observer, ..group_config(config, id, join, command_bytes_max) };
         let group = Group::start(group_config, storage, peers.clone(), machine).map_err(data_error)?;
 
         let executor = Executor {
@@ -191,7 +225,6 @@ impl Node {
         let service = Service {
             executor: executor.clone(),
             limits,
-            members: config.nodes.iter().map(|node| node.id).collect(),
             clients_must_know_the_cluster: settings.password.is_some(),
         };
         let address = SocketAddr::new(ip, node.rpc_port);
@@ -261,11 +294,18 @@ impl Node {
         self.group.wait().map_err(|source| NodeError::Stopped { id: self.id, source })
     }
 
-    /// Stops the node in order: no new requests, those under way answered, the files closed.
+    /// Stops the node in order: leadership handed over, no new requests, those under way answered, the files closed.
     ///
     /// # Blocking
     /// For some seconds at most.
     pub fn stop(&self) {
+        if self.group.soft_state().role == Role::Leader {
+            // Else the others would notice only after an election timeout. If nobody takes over, they will.
+            match self.group.transfer_leadership(None) {
+                Ok(to) => log::info!("node {} has handed leadership over to node {to}", self.id),
+                Err(error) => log::info!("node {} stops as the leader: {error}", self.id),
+            }
+        }
         self.history.close();
         self.redis.stop();
         self.admin.stop();
@@ -303,20 +343,21 @@ fn wal_options(snapshot_log_bytes: u64) -> WalOptions {
     WalOptions { segment_bytes: (snapshot_log_bytes / 4).min(options.segment_bytes), ..options }
 }
 
-fn group_config(config: &ClusterConfig, id: NodeId, command_bytes_max: usize) -> GroupConfig {
+fn group_config(config: &ClusterConfig, id: NodeId, join: bool, command_bytes_max: usize) -> GroupConfig {
     let settings = &config.settings;
     // Two ticks to a heartbeat, so that rounding an election timeout to ticks costs little.
     let tick_ms = (settings.heartbeat_ms / 2).max(1);
     let ticks = |ms: u64| ms.div_ceil(tick_ms).min(u64::from(u32::MAX)) as u32;
-    let voters = config.nodes.iter().map(|node| node.id).collect();
     let raft = squall_raft::core::Config {
         heartbeat_ticks: ticks(settings.heartbeat_ms),
         election_ticks: ticks(settings.election_timeout_ms),
         append_bytes_max: APPEND_BYTES_MAX,
-        ..squall_raft::core::Config::new(id, voters)
+        ..squall_raft::core::Config::new(id)
     };
     let defaults = GroupConfig::new(raft);
+    let founders = config.nodes.iter().map(|node| (node.id, node.to_member_address()));
     GroupConfig {
+        founders: if join { Membership::default() } else { Membership::founding(founders) },
         tick: Duration::from_millis(tick_ms),
         command_bytes_max,
         proposal_bytes_max: 4 * command_bytes_max,

@@ -2,20 +2,18 @@
 
 use bytes::Bytes;
 use squall_raft::group::{IncomingError, SnapshotHeader};
-use squall_rpc::proto::kv::ExecuteRequest;
+use squall_rpc::proto::kv::{ExecuteRequest, MembersRequest};
 use squall_rpc::proto::raft::{MessageBatch, SnapshotChunkRequest, SnapshotChunkResponse};
 use squall_rpc::{CallContext, Handler, Method, PeerIdentity, Status, StatusCode, proto};
 
 use super::executor::{ExecuteFailure, Executor, Request, response_to_wire};
-use super::wire;
+use super::{members, wire};
 use crate::command::{self, Kind};
 use crate::resp::{Limits, Reply};
 
 pub(super) struct Service {
     pub executor: Executor,
     pub limits: Limits,
-    /// Nodes of the cluster.
-    pub members: Vec<u64>,
     /// Whether clients must know the cluster's id even on this machine, because the cluster has a password.
     pub clients_must_know_the_cluster: bool,
 }
@@ -23,8 +21,10 @@ pub(super) struct Service {
 impl Handler for Service {
     fn admit(&self, peer: &PeerIdentity) -> Result<(), String> {
         if peer.node_id != 0 {
-            let known = self.members.contains(&peer.node_id);
-            return if known { Ok(()) } else { Err(format!("the cluster has no node {}", peer.node_id)) };
+            // A node must name the cluster's id to get here. Whether it is a member is for Raft to judge: the one that
+            // leads now may have joined while this node was away.
+            let own = peer.node_id == self.executor.group.id();
+            return if own { Err(format!("this is node {} itself", peer.node_id)) } else { Ok(()) };
         }
         let local = peer.addr.ip().to_canonical().is_loopback();
         if peer.knows_cluster || (local && !self.clients_must_know_the_cluster) {
@@ -36,6 +36,7 @@ impl Handler for Service {
     fn call(&self, context: &CallContext, body: Bytes) -> Result<Bytes, Status> {
         match context.method {
             Method::KV_EXECUTE => self.execute(body),
+            Method::KV_MEMBERS => self.members(body),
             Method::RAFT_SNAPSHOT_CHUNK => self.snapshot_chunk(context.peer.node_id, body),
             method => Err(Status::new(StatusCode::Unimplemented, format!("unknown method {method}"))),
         }
@@ -68,6 +69,11 @@ impl Service {
         let request: ExecuteRequest = proto::decode(body)?;
         let result = self.request(request).and_then(|request| self.executor.execute_here(&request));
         Ok(proto::encode(&response_to_wire(result)))
+    }
+
+    fn members(&self, body: Bytes) -> Result<Bytes, Status> {
+        let request: MembersRequest = proto::decode(body)?;
+        Ok(proto::encode(&members::serve(&self.executor, &request)))
     }
 
     /// Checks what came from outside as the Redis front end does, so that nonsense never enters the log.

@@ -1,20 +1,20 @@
 //! The way to the peers: one RPC client each, for Raft's messages, for snapshots, and for requests forwarded
-//! to the leader.
+//! to the leader. Follows the members as they come and go.
 
 use std::collections::BTreeMap;
 use std::io::Read;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use squall_raft::core::Message;
 use squall_raft::core::types::NodeId;
+use squall_raft::core::{Membership, Message};
 use squall_raft::group::{Sent, SnapshotTransfer, Transport};
 use squall_rpc::proto::raft::{MessageBatch, SnapshotChunkRequest, SnapshotChunkResponse};
 use squall_rpc::{Client, ClientConfig, LocalIdentity, Method, RpcError, proto};
 
 use super::wire;
-use crate::config::ClusterConfig;
+use crate::config::{ClusterConfig, NodeConfig};
 
 /// Bytes of a snapshot in one request.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -24,9 +24,14 @@ const CHUNK_TIMEOUT: Duration = Duration::from_secs(60);
 const CHUNK_ATTEMPTS: u32 = 5;
 const CHUNK_RETRY: Duration = Duration::from_millis(200);
 
-/// The clients of all peers.
+/// The clients of all peers: of those in the configuration file, and of the cluster's members. A node that joins knows its
+/// leader from the file; where file and cluster differ, the cluster is right.
 pub(super) struct Peers {
-    clients: BTreeMap<NodeId, Arc<Client>>,
+    id: NodeId,
+    rpc: ClientConfig,
+    local: LocalIdentity,
+    /// One that is no member any more keeps its client: it costs nothing unless it is used.
+    clients: RwLock<BTreeMap<NodeId, (NodeConfig, Arc<Client>)>>,
 }
 
 impl Peers {
@@ -34,28 +39,62 @@ impl Peers {
     /// The settings do not fit the RPC layer.
     pub fn new(config: &ClusterConfig, id: NodeId, rpc: &ClientConfig) -> Result<Self, RpcError> {
         let local = LocalIdentity { cluster_id: config.settings.cluster_id.to_be_bytes(), node_id: id };
-        let others = config.nodes.iter().filter(|node| node.id != id);
-        let client = |node: &crate::config::NodeConfig| {
-            // The first connection is for Raft's messages alone: a heartbeat must not queue behind a large
-            // request.
-            let rpc = ClientConfig { connections: 2, expected_node_id: Some(node.id), ..rpc.clone() };
-            Ok((node.id, Arc::new(Client::new(node.rpc_address(), rpc, local)?)))
-        };
-        Ok(Self { clients: others.map(client).collect::<Result<_, RpcError>>()? })
+        let peers = Self { id, rpc: rpc.clone(), local, clients: RwLock::default() };
+        config.nodes.iter().try_for_each(|node| peers.learn(node.clone()))?;
+        Ok(peers)
     }
 
-    pub fn get(&self, id: NodeId) -> Option<&Arc<Client>> {
-        self.clients.get(&id)
+    pub fn get(&self, id: NodeId) -> Option<Arc<Client>> {
+        let clients = self.clients.read().unwrap_or_else(PoisonError::into_inner);
+        clients.get(&id).map(|(_, client)| client.clone())
+    }
+
+    /// Where a node is reached.
+    pub fn address(&self, id: NodeId) -> Option<NodeConfig> {
+        let clients = self.clients.read().unwrap_or_else(PoisonError::into_inner);
+        clients.get(&id).map(|(node, _)| node.clone())
+    }
+
+    fn learn(&self, node: NodeConfig) -> Result<(), RpcError> {
+        let known = self.address(node.id);
+        if node.id == self.id || known.as_ref() == Some(&node) {
+            return Ok(());
+        }
+        // The first connection is for Raft's messages alone: a heartbeat must not queue behind a large
+        // request.
+        let rpc = ClientConfig { connections: 2, expected_node_id: Some(node.id), ..self.rpc.clone() };
+        let client = Arc::new(Client::new(node.rpc_address(), rpc, self.local)?);
+        let mut clients = self.clients.write().unwrap_or_else(PoisonError::into_inner);
+        let before = clients.insert(node.id, (node, client));
+        drop(clients);
+        if let Some((_, client)) = before {
+            // It takes a while, and a failure to start the activity leaves only an idle connection behind.
+            let _ = crate::spawn("close-client", move || client.close());
+        }
+        Ok(())
     }
 
     /// # Blocking
     /// Until the activities of all clients have ended.
     pub fn close(&self) {
-        self.clients.values().for_each(|client| client.close());
+        let clients = std::mem::take(&mut *self.clients.write().unwrap_or_else(PoisonError::into_inner));
+        clients.values().for_each(|(_, client)| client.close());
     }
 }
 
 impl Transport for Peers {
+    fn members_changed(&self, members: &Membership) {
+        for (id, member, _) in members.iter() {
+            let learned = match NodeConfig::from_member_address(id, &member.address) {
+                Some(node) => self.learn(node).map_err(|error| error.to_string()),
+                None => Err("its address cannot be understood".into()),
+            };
+            if let Err(error) = learned {
+                log::warn!("node {id} cannot be reached: {error}");
+            }
+        }
+    }
+
     fn send(&self, to: NodeId, messages: Vec<Message>) -> Sent {
         let Some(client) = self.get(to) else { return Sent::Dropped };
         let messages = messages.into_iter().map(wire::to_wire).collect();
@@ -69,7 +108,7 @@ impl Transport for Peers {
     }
 
     fn send_snapshot(&self, to: NodeId, transfer: SnapshotTransfer) {
-        let Some(client) = self.get(to).cloned() else { return };
+        let Some(client) = self.get(to) else { return };
         let started = crate::spawn(format!("snapshot-to-{to}"), move || {
             let index = transfer.header.snapshot.index;
             log::info!("sending the snapshot at {index} to node {to}");

@@ -25,6 +25,8 @@ pub struct ServerInfo {
     pub raft_term: u64,
     /// The leader's node id, if known.
     pub raft_leader: Option<u64>,
+    /// The members: `voters 1 2 3, learners 4`.
+    pub raft_members: String,
     /// The highest index known to be committed.
     pub raft_commit_index: u64,
     /// The highest index applied.
@@ -91,6 +93,7 @@ impl ServerInfo {
                 ("raft_role", &self.raft_role),
                 ("raft_term", &self.raft_term),
                 ("raft_leader", &leader),
+                ("raft_members", &self.raft_members),
                 ("raft_commit_index", &self.raft_commit_index),
                 ("raft_applied_index", &self.raft_applied_index),
                 ("raft_first_index", &self.raft_first_index),

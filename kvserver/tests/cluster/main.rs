@@ -14,6 +14,7 @@ mod expiry;
 mod failover;
 mod fibers;
 mod kvctl;
+mod members;
 mod no_quorum;
 mod pause;
 mod restart;

@@ -1,6 +1,11 @@
 //! Clusters of real processes for the integration tests: started from the built programs on free ports, killed in every way a
 //! process can end, and gone when the test is, also when it panics.
 
+pub mod history;
+/// The simulation's checker. Only the file: to link that crate would put its clocks under everything here.
+#[path = "../../../sim/src/linearizability.rs"]
+#[allow(dead_code)]
+mod linearizability;
 pub mod load;
 pub mod redis;
 
@@ -59,20 +64,40 @@ impl Cluster {
 
     /// The same, reached at another address of this machine.
     pub fn prepare_at(ip: &str, settings: &[&str]) -> Cluster {
-        let turn = Turn::take();
-        let dir = tempfile::tempdir().unwrap();
-        let free = free_ports(9);
-        let ports: Vec<Ports> =
-            free.chunks(3).map(|free| Ports { rpc: free[0], redis: free[1], admin: free[2] }).collect();
-        let cluster = Cluster { ports, nodes: BTreeMap::new(), supervisor: None, dir, _turn: turn };
+        let cluster = Cluster::of(3);
         cluster.write_config(ip, settings);
         cluster
     }
 
+    /// `nodes` nodes that do not run yet, of which the first `founders` are in the configuration.
+    pub fn prepare_to_grow(nodes: usize, founders: usize, settings: &[&str]) -> Cluster {
+        let cluster = Cluster::of(nodes);
+        cluster.write_config_of(founders, settings);
+        cluster
+    }
+
+    fn of(nodes: usize) -> Cluster {
+        let turn = Turn::take();
+        let dir = tempfile::tempdir().unwrap();
+        let free = free_ports(3 * nodes);
+        let ports: Vec<Ports> =
+            free.chunks(3).map(|free| Ports { rpc: free[0], redis: free[1], admin: free[2] }).collect();
+        Cluster { ports, nodes: BTreeMap::new(), supervisor: None, dir, _turn: turn }
+    }
+
     /// Replaces the configuration file.
     pub fn write_config(&self, ip: &str, settings: &[&str]) {
+        self.write(ip, self.ports.len(), settings);
+    }
+
+    /// Replaces the configuration file by one with the first `nodes` nodes.
+    pub fn write_config_of(&self, nodes: usize, settings: &[&str]) {
+        self.write("127.0.0.1", nodes, settings);
+    }
+
+    fn write(&self, ip: &str, nodes: usize, settings: &[&str]) {
         let mut text: String = settings.iter().map(|line| format!("{line}\n")).collect();
-        for (index, ports) in self.ports.iter().enumerate() {
+        for (index, ports) in self.ports.iter().enumerate().take(nodes) {
             let Ports { rpc, redis, admin } = ports;
             text += &format!("node{index}ip={ip}\nnode{index}port={rpc}\n");
             text += &format!("node{index}redisport={redis}\nnode{index}adminport={admin}\n");
@@ -106,8 +131,18 @@ impl Cluster {
 
     /// Starts one node; it need not be ready when this returns.
     pub fn start_node(&mut self, id: u64) {
+        self.start_node_with(id, &[]);
+    }
+
+    /// Starts one node that waits to be added to the cluster.
+    pub fn start_node_to_join(&mut self, id: u64) {
+        self.start_node_with(id, &["--join"]);
+    }
+
+    fn start_node_with(&mut self, id: u64, options: &[&str]) {
         // Its standard input is a pipe that ends with the test, so the node cannot outlive it.
         let mut command = self.kvserver(&["node", "--supervised", "--id", &id.to_string()]);
+        command.args(options);
         command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(self.open_log(&format!("node-{id}")));
         let previous = self.nodes.insert(id, command.spawn().unwrap());
         assert!(previous.is_none(), "node {id} runs already");
@@ -115,7 +150,13 @@ impl Cluster {
 
     /// Starts one node that is expected to refuse, and returns its exit code and what it said.
     pub fn run_node_to_its_end(&self, id: u64) -> (Option<i32>, String) {
+        self.run_node_to_its_end_with(id, &[])
+    }
+
+    /// The same, with more options.
+    pub fn run_node_to_its_end_with(&self, id: u64, options: &[&str]) -> (Option<i32>, String) {
         let mut command = self.kvserver(&["node", "--supervised", "--id", &id.to_string()]);
+        command.args(options);
         let mut child =
             command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let give_up_at = Instant::now() + PATIENCE;
@@ -144,6 +185,11 @@ impl Cluster {
 
     pub fn ids(&self) -> Vec<u64> {
         (1..=self.ports.len() as u64).collect()
+    }
+
+    /// The nodes that the test has started and not seen end.
+    pub fn running(&self) -> Vec<u64> {
+        self.nodes.keys().copied().collect()
     }
 
     pub fn config_file(&self) -> PathBuf {
@@ -194,7 +240,8 @@ impl Cluster {
 
     /// The leader, if one is known to be.
     pub fn leader(&self) -> Option<u64> {
-        let statuses = self.ids().into_iter().filter_map(|id| Some((id, self.status(id)?)));
+        let configured = self.config().nodes.into_iter().map(|node| node.id);
+        let statuses = configured.filter_map(|id| Some((id, self.status(id)?)));
         let (id, newest) =
             statuses.max_by_key(|(_, status)| (status["term"].as_u64(), status["role"] == "leader"))?;
         (newest["role"] == "leader").then_some(id)
@@ -307,8 +354,9 @@ impl Drop for Cluster {
             let _ = child.wait();
         }
         if std::thread::panicking() {
-            for name in ["cluster", "node-1", "node-2", "node-3"] {
-                let log = self.log(name);
+            let nodes = self.ids().into_iter().map(|id| format!("node-{id}"));
+            for name in std::iter::once("cluster".to_owned()).chain(nodes) {
+                let log = self.log(&name);
                 let lines: Vec<&str> = log.lines().collect();
                 for line in &lines[lines.len().saturating_sub(40)..] {
                     eprintln!("{name}.log: {line}");

@@ -7,8 +7,9 @@ use super::types::NodeId;
 pub struct Config {
     /// This member. Not 0.
     pub id: NodeId,
-    /// All voting members, this one included, in any order. Must match.
-    pub voters: Vec<NodeId>,
+    /// What tells this member's disk from any other under its id (see [`Member`](super::Member)); 0: not known, and then a disk
+    /// that was lost is not noticed. Default 0.
+    pub incarnation: u64,
     /// Silence of the leader, in ticks, after which a follower may campaign: each time it waits a random
     /// number of ticks in `election_ticks..2 * election_ticks`. A leader that hears from no quorum for
     /// `election_ticks` steps down. Must match; must exceed `heartbeat_ticks`, in practice ten-fold. Default 10.
@@ -32,20 +33,6 @@ pub enum ConfigError {
     /// The id 0 is reserved for "nobody".
     #[error("node id 0 is not allowed")]
     ZeroId,
-    /// The member is not in its own group.
-    #[error("node {id} is not among the voters {voters:?}")]
-    NotAVoter {
-        /// The member.
-        id: NodeId,
-        /// The group.
-        voters: Vec<NodeId>,
-    },
-    /// A voter is listed twice.
-    #[error("voter {id} is listed twice")]
-    DuplicateVoter {
-        /// The voter.
-        id: NodeId,
-    },
     /// A value is below what makes sense.
     #[error("{field} is {value}, the least is {least}")]
     TooSmall {
@@ -59,11 +46,11 @@ pub enum ConfigError {
 }
 
 impl Config {
-    /// The defaults for member `id` of the group `voters`.
-    pub fn new(id: NodeId, voters: Vec<NodeId>) -> Config {
+    /// The defaults for member `id`.
+    pub fn new(id: NodeId) -> Config {
         Config {
             id,
-            voters,
+            incarnation: 0,
             election_ticks: 10,
             heartbeat_ticks: 1,
             append_bytes_max: 1 << 20,
@@ -77,16 +64,8 @@ impl Config {
     /// # Errors
     /// The first rule that is broken.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        if self.voters.contains(&0) || self.id == 0 {
+        if self.id == 0 {
             return Err(ConfigError::ZeroId);
-        }
-        if !self.voters.contains(&self.id) {
-            return Err(ConfigError::NotAVoter { id: self.id, voters: self.voters.clone() });
-        }
-        let mut sorted = self.voters.clone();
-        sorted.sort_unstable();
-        if let Some(pair) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(ConfigError::DuplicateVoter { id: pair[0] });
         }
         let at_least = |field, value: u64, least| match value >= least {
             true => Ok(()),
@@ -104,7 +83,7 @@ mod tests {
     use super::*;
 
     fn check(change: impl FnOnce(&mut Config)) -> Result<(), ConfigError> {
-        let mut config = Config::new(1, vec![1, 2, 3]);
+        let mut config = Config::new(1);
         change(&mut config);
         config.validate()
     }
@@ -113,9 +92,6 @@ mod tests {
     fn each_rule_is_checked() {
         assert_eq!(check(|_| ()), Ok(()));
         assert_eq!(check(|c| c.id = 0), Err(ConfigError::ZeroId));
-        assert_eq!(check(|c| c.voters.push(0)), Err(ConfigError::ZeroId));
-        assert!(matches!(check(|c| c.id = 9), Err(ConfigError::NotAVoter { id: 9, .. })));
-        assert_eq!(check(|c| c.voters.push(2)), Err(ConfigError::DuplicateVoter { id: 2 }));
         for (change, name) in [
             (
                 Box::new(|c: &mut Config| c.heartbeat_ticks = 0) as Box<dyn FnOnce(&mut Config)>,

@@ -42,7 +42,19 @@ impl Checkpoint {
                 assert_eq!(raft.log.last_term(), raft.term, "a leader opens its term with an entry");
             }
         }
-        assert!(raft.role == Role::Leader || raft.peers.is_empty(), "only a leader tracks peers");
+        let (_, latest) = raft.log.membership();
+        assert_eq!(*latest, raft.membership, "the latest configuration in the log is the one in force");
+        if raft.role == Role::Leader {
+            let others = raft.membership.ids().filter(|&id| id != raft.id());
+            assert!(raft.peers.keys().copied().eq(others), "a leader tracks every other member");
+            let opened = raft.log.matches(raft.log.committed, raft.term);
+            let own = raft.log.term(raft.status().membership_index) == Some(raft.term);
+            // Followers may not know yet that the first of two is committed.
+            assert!(!own || raft.log.memberships_uncommitted() <= 1, "two changes of members at once");
+            assert!(!own || opened, "a change of members before an entry of the term was committed");
+        } else {
+            assert!(raft.peers.is_empty(), "only a leader tracks peers");
+        }
         for (id, peer) in &raft.peers {
             assert!(peer.matched < peer.next, "peer {id}: {peer:?}");
             assert!(peer.matched <= raft.log.last_index(), "peer {id}: {peer:?}");

@@ -3,11 +3,13 @@
 
 use std::collections::VecDeque;
 use std::iter;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::membership::Membership;
 use super::message::POSITION_MAX;
-use super::types::{Entry, EntryKind, HardState, Index, SnapshotMeta, Term};
+use super::types::{Entry, EntryKind, HardState, Index, NodeId, SnapshotMeta, Term};
 
 /// The log recovered from disk cannot be one that this crate wrote.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -31,6 +33,14 @@ pub enum LogError {
         least: Term,
         /// The hard state's term.
         most: Term,
+    },
+    /// An entry of the kind that holds a configuration does not.
+    #[error(
+        "recovered log: entry {index} should hold the group's members and cannot be read; was it written by a later release?"
+    )]
+    Members {
+        /// The entry.
+        index: Index,
     },
     /// The log reaches back behind the snapshot, but was not what the snapshot was taken of.
     #[error("recovered log: it does not contain entry {} of term {}, at which the snapshot was taken", snapshot.index, snapshot.term)]
@@ -61,6 +71,9 @@ pub(crate) struct Log {
     entries: VecDeque<Entry>,
     /// Bytes of commands in `entries`.
     pub bytes: u64,
+    /// The configurations in the log, each from its index on, and the one in force at the snapshot.
+    /// Invariant: not empty, indices rising, the first at or below the snapshot's.
+    memberships: Vec<(Index, Arc<Membership>)>,
     /// A snapshot replaced the log and was not yet handed to the owner.
     restored: Option<SnapshotMeta>,
     /// Entries up to here were handed to the owner to write.
@@ -77,9 +90,14 @@ pub(crate) struct Log {
 }
 
 impl Log {
-    /// The log as recovered from disk: everything in it is durable. `entries` follow the snapshot, or begin
-    /// before its end.
-    pub fn new(snapshot: SnapshotMeta, entries: Vec<Entry>, hard_state: HardState) -> Result<Log, LogError> {
+    /// The log as recovered from disk: everything in it is durable. `membership` is the configuration at the snapshot. `entries`
+    /// follow the snapshot, or begin before its end.
+    pub fn new(
+        snapshot: SnapshotMeta,
+        membership: Membership,
+        entries: Vec<Entry>,
+        hard_state: HardState,
+    ) -> Result<Log, LogError> {
         let mut entries = VecDeque::from(entries);
         // The first entry of a log that reaches back behind the snapshot serves as the base: what precedes it is
         // gone, and with it the term that an append before it would have to name.
@@ -88,6 +106,7 @@ impl Log {
             None => snapshot,
         };
         let mut previous = base;
+        let mut memberships = vec![(snapshot.index, Arc::new(membership))];
         for entry in &entries {
             if entry.index != previous.index + 1 || entry.index >= POSITION_MAX {
                 return Err(LogError::Gap { expected: previous.index + 1, found: entry.index });
@@ -96,6 +115,11 @@ impl Log {
                 let (index, term) = (entry.index, entry.term);
                 return Err(LogError::Term { index, term, least: previous.term, most: hard_state.term });
             }
+            if entry.kind == EntryKind::Members && entry.index > snapshot.index {
+                let membership =
+                    Membership::decode(&entry.data).ok_or(LogError::Members { index: entry.index })?;
+                memberships.push((entry.index, Arc::new(membership)));
+            }
             previous = SnapshotMeta { index: entry.index, term: entry.term };
         }
         let log = Log {
@@ -103,6 +127,7 @@ impl Log {
             snapshot,
             bytes: entries.iter().map(|e| e.data.len() as u64).sum(),
             entries,
+            memberships,
             restored: None,
             handed: previous.index,
             writes: VecDeque::new(),
@@ -136,6 +161,28 @@ impl Log {
             return Some(self.base.term);
         }
         self.entries.get(self.position(index)?).map(|e| e.term)
+    }
+
+    /// The latest configuration in the log, which is the one in force, and where it stands (or the snapshot that has it).
+    pub fn membership(&self) -> (Index, &Arc<Membership>) {
+        self.memberships.last().map(|(index, membership)| (*index, membership)).expect("never empty")
+    }
+
+    /// The configuration at `index`, not below the latest snapshot.
+    pub fn membership_at(&self, index: Index) -> &Arc<Membership> {
+        let known = self.memberships.partition_point(|(at, _)| *at <= index);
+        &self.memberships[known.max(1) - 1].1
+    }
+
+    /// Whether `id` votes in a configuration that may be the group's: the last committed one, or a later one.
+    pub fn may_vote(&self, id: NodeId) -> bool {
+        let committed = self.memberships.partition_point(|(index, _)| *index <= self.committed);
+        self.memberships[committed.max(1) - 1..].iter().any(|(_, membership)| membership.is_voter(id))
+    }
+
+    /// How many configurations in the log are not known to be committed.
+    pub fn memberships_uncommitted(&self) -> usize {
+        self.memberships.iter().filter(|(index, _)| *index > self.committed).count()
     }
 
     pub fn matches(&self, index: Index, term: Term) -> bool {
@@ -190,9 +237,18 @@ impl Log {
     /// Appends as the leader of `term`. Returns the new entry's index.
     pub fn push(&mut self, term: Term, kind: EntryKind, data: Bytes) -> Index {
         let index = self.last_index() + 1;
-        self.bytes += data.len() as u64;
-        self.entries.push_back(Entry { index, term, kind, data });
+        self.put(Entry { index, term, kind, data });
         index
+    }
+
+    fn put(&mut self, entry: Entry) {
+        self.bytes += entry.data.len() as u64;
+        if entry.kind == EntryKind::Members {
+            // Whatever comes from outside was looked at before: see `Message::check_shape` and `Log::new`.
+            let membership = Membership::decode(&entry.data).expect("checked before it got here");
+            self.memberships.push((entry.index, Arc::new(membership)));
+        }
+        self.entries.push_back(entry);
     }
 
     /// The first of `entries` that differs from the log or lies beyond it, as a position in `entries`.
@@ -215,9 +271,12 @@ impl Log {
         for write in &mut self.writes {
             write.covers = write.covers.min(keep);
         }
+        // A configuration that is cut away is no longer in force. The first one is never cut: it is committed.
+        while self.memberships.len() > 1 && self.membership().0 > keep {
+            self.memberships.pop();
+        }
         for entry in iter::once(first).chain(entries) {
-            self.bytes += entry.data.len() as u64;
-            self.entries.push_back(entry);
+            self.put(entry);
         }
     }
 
@@ -230,7 +289,8 @@ impl Log {
     }
 
     /// A snapshot, durable on this node's disk, takes the place of everything.
-    pub fn restore(&mut self, snapshot: SnapshotMeta) {
+    pub fn restore(&mut self, snapshot: SnapshotMeta, membership: Membership) {
+        self.memberships = vec![(snapshot.index, Arc::new(membership))];
         self.base = snapshot;
         self.snapshot = snapshot;
         self.entries.clear();
@@ -252,6 +312,8 @@ impl Log {
             return;
         }
         self.snapshot = snapshot;
+        let known = self.memberships.partition_point(|(at, _)| *at <= snapshot.index);
+        self.memberships.drain(..known.max(1) - 1);
         while self.base.index + 1 < keep_from.min(snapshot.index + 1) {
             let Some(gone) = self.entries.pop_front() else { break };
             self.bytes -= gone.data.len() as u64;
@@ -312,6 +374,9 @@ impl Log {
         assert!(self.persisted <= self.handed && self.handed <= self.last_index(), "{self:?}");
         assert!(self.writes.iter().all(|w| w.covers <= self.handed), "{self:?}");
         assert!(self.writes.iter().map(|w| w.seq).is_sorted_by(|a, b| a < b), "{self:?}");
+        let rising = self.memberships.is_sorted_by(|(a, _), (b, _)| a < b);
+        assert!(rising && self.memberships[0].0 <= self.snapshot.index, "{self:?}");
+        assert!(self.membership().0 <= self.last_index(), "{self:?}");
         assert!(self.entries.front().is_none_or(|e| e.index == self.first_index()), "{self:?}");
     }
 
@@ -333,13 +398,32 @@ mod tests {
     fn log(terms: &[Term]) -> Log {
         let entries = (3..).zip(terms).map(|(index, &term)| entry(index, term)).collect();
         let snapshot = SnapshotMeta { index: 2, term: 1 };
-        Log::new(snapshot, entries, HardState { term: 9, vote: None, commit: 0 }).unwrap()
+        recovered(snapshot, entries, HardState { term: 9, vote: None, commit: 0 }).unwrap()
+    }
+
+    fn recovered(
+        snapshot: SnapshotMeta,
+        entries: Vec<Entry>,
+        hard_state: HardState,
+    ) -> Result<Log, LogError> {
+        Log::new(snapshot, Membership::of_voters([1]), entries, hard_state)
+    }
+
+    fn members(index: Index, term: Term, voters: &[u64]) -> Entry {
+        let data = Membership::of_voters(voters.iter().copied()).encode();
+        Entry { index, term, kind: EntryKind::Members, data }
+    }
+
+    fn in_force(log: &Log) -> (Index, String) {
+        let (index, membership) = log.membership();
+        (index, membership.to_string())
     }
 
     #[test]
     fn a_recovered_log_with_a_hole_or_falling_terms_is_refused() {
-        let new =
-            |entries| Log::new(SnapshotMeta::default(), entries, HardState { term: 5, ..Default::default() });
+        let new = |entries| {
+            recovered(SnapshotMeta::default(), entries, HardState { term: 5, ..Default::default() })
+        };
         assert_eq!(new(vec![entry(2, 1)]).unwrap_err(), LogError::Gap { expected: 1, found: 2 });
         assert_eq!(new(vec![entry(1, 1), entry(3, 1)]).unwrap_err(), LogError::Gap { expected: 2, found: 3 });
         assert!(matches!(new(vec![entry(1, 3), entry(2, 2)]), Err(LogError::Term { index: 2, .. })));
@@ -350,13 +434,61 @@ mod tests {
     fn a_recovered_log_may_reach_back_behind_the_snapshot_if_it_contains_it() {
         let hard_state = HardState { term: 5, ..HardState::default() };
         let entries = || vec![entry(3, 1), entry(4, 2), entry(5, 2)];
-        let log = Log::new(SnapshotMeta { index: 4, term: 2 }, entries(), hard_state).unwrap();
+        let log = recovered(SnapshotMeta { index: 4, term: 2 }, entries(), hard_state).unwrap();
         assert_eq!((log.first_index(), log.term(3), log.last_index(), log.committed), (4, Some(1), 5, 4));
         log.check_invariants();
         let snapshot = SnapshotMeta { index: 4, term: 3 };
-        assert_eq!(Log::new(snapshot, entries(), hard_state).unwrap_err(), LogError::Snapshot { snapshot });
+        assert_eq!(recovered(snapshot, entries(), hard_state).unwrap_err(), LogError::Snapshot { snapshot });
         let snapshot = SnapshotMeta { index: 9, term: 3 };
-        assert_eq!(Log::new(snapshot, entries(), hard_state).unwrap_err(), LogError::Snapshot { snapshot });
+        assert_eq!(recovered(snapshot, entries(), hard_state).unwrap_err(), LogError::Snapshot { snapshot });
+    }
+
+    #[test]
+    fn a_configuration_is_in_force_while_it_is_in_the_log() {
+        let mut log = log(&[1]);
+        assert_eq!(in_force(&log), (2, "voters 1".into()), "the snapshot's");
+        log.replace_suffix([members(4, 2, &[1, 2]), entry(5, 2), members(6, 2, &[1, 2, 3])]);
+        assert_eq!(in_force(&log), (6, "voters 1 2 3".into()));
+        assert_eq!(log.memberships_uncommitted(), 2);
+        log.replace_suffix([entry(5, 3)]);
+        assert_eq!(in_force(&log), (4, "voters 1 2".into()), "what was cut away is no longer in force");
+        log.replace_suffix([entry(4, 4)]);
+        assert_eq!(in_force(&log), (2, "voters 1".into()));
+        log.push(5, EntryKind::Members, Membership::of_voters([9]).encode());
+        assert_eq!(in_force(&log), (5, "voters 9".into()));
+        assert_eq!(log.membership_at(4).to_string(), "voters 1");
+        log.check_invariants();
+    }
+
+    #[test]
+    fn compaction_keeps_the_configuration_at_the_snapshot() {
+        let mut log = log(&[]);
+        log.replace_suffix([members(3, 2, &[1, 2]), members(4, 2, &[1, 2, 3]), members(5, 2, &[3])]);
+        log.take_unwritten();
+        let seq = log.begin_write(HardState::default());
+        log.end_writes(seq);
+        assert!(log.commit_to(4));
+        log.take_committed();
+        log.set_applied(4);
+        log.compact(SnapshotMeta { index: 4, term: 2 }, 5);
+        assert_eq!(log.membership_at(4).to_string(), "voters 1 2 3");
+        assert_eq!(in_force(&log), (5, "voters 3".into()));
+        log.replace_suffix([entry(5, 6)]);
+        assert_eq!(in_force(&log), (4, "voters 1 2 3".into()));
+        log.check_invariants();
+    }
+
+    #[test]
+    fn recovered_configurations_count_from_the_snapshot_on() {
+        let snapshot = SnapshotMeta { index: 4, term: 1 };
+        let hard_state = HardState { term: 1, ..HardState::default() };
+        let entries = vec![members(3, 1, &[8]), members(4, 1, &[9]), members(5, 1, &[1, 2])];
+        let log = recovered(snapshot, entries, hard_state).unwrap();
+        assert_eq!(in_force(&log), (5, "voters 1 2".into()));
+        assert_eq!(log.membership_at(4).to_string(), "voters 1", "the snapshot's own");
+        let damaged = Entry { data: Bytes::from_static(b"?"), ..members(1, 1, &[]) };
+        let refused = recovered(SnapshotMeta::default(), vec![damaged], hard_state);
+        assert_eq!(refused.unwrap_err(), LogError::Members { index: 1 });
     }
 
     #[test]
@@ -371,7 +503,7 @@ mod tests {
     #[test]
     fn a_commit_hint_beyond_the_log_is_cut_to_it() {
         let hard_state = HardState { term: 1, vote: None, commit: 9 };
-        let log = Log::new(SnapshotMeta::default(), vec![entry(1, 1)], hard_state).unwrap();
+        let log = recovered(SnapshotMeta::default(), vec![entry(1, 1)], hard_state).unwrap();
         assert_eq!(log.committed, 1);
     }
 
@@ -447,7 +579,8 @@ mod tests {
     #[test]
     fn a_restored_snapshot_replaces_everything_and_is_durable_only_when_written() {
         let mut log = log(&[1, 1]);
-        log.restore(SnapshotMeta { index: 50, term: 4 });
+        log.restore(SnapshotMeta { index: 50, term: 4 }, Membership::of_voters([7]));
+        assert_eq!(in_force(&log), (50, "voters 7".into()));
         assert_eq!((log.last_index(), log.last_term(), log.committed, log.persisted), (50, 4, 50, 0));
         assert_eq!(log.take_unwritten(), (Some(SnapshotMeta { index: 50, term: 4 }), vec![]));
         let seq = log.begin_write(HardState::default());

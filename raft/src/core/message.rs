@@ -1,6 +1,7 @@
 //! What members of a group say to each other. Plain data; the encoding belongs to the transport.
 
-use super::types::{Entry, Index, NodeId, SnapshotMeta, Term};
+use super::membership::Membership;
+use super::types::{Entry, EntryKind, Index, NodeId, SnapshotMeta, Term};
 
 /// Terms and indices at or above this are refused when they come from a peer or a disk: no real cluster gets
 /// near, and below it `+ 1` cannot overflow.
@@ -13,6 +14,8 @@ pub struct Message {
     pub from: NodeId,
     /// Whom it is for.
     pub to: NodeId,
+    /// The sender's incarnation (see [`Member`](super::Member)); 0 if it has none.
+    pub incarnation: u64,
     /// The sender's term; for [`Body::PreVote`] and a granted [`Body::PreVoteReply`] the term that would be
     /// campaigned for.
     pub term: Term,
@@ -42,6 +45,8 @@ pub enum Body {
         last_index: Index,
         /// That entry's term.
         last_term: Term,
+        /// The leader has asked the sender to take over: whoever hears that leader may vote all the same.
+        transfer: bool,
     },
     /// The answer to a [`Body::Vote`].
     VoteReply {
@@ -91,13 +96,37 @@ pub enum Body {
     InstallSnapshot {
         /// The snapshot's position.
         snapshot: SnapshotMeta,
+        /// The configuration at that position.
+        members: Membership,
+    },
+    /// The leader wants the receiver, which has the whole log, to take over at once (dissertation, section 3.10).
+    TimeoutNow,
+    /// The leader does not know the sender of some message: it was removed, or another disk came up under a member's id.
+    Refused {
+        /// Where the configuration stands that says so. It is committed.
+        members_index: Index,
     },
 }
 
 impl Body {
     /// Whether only a leader of the message's term sends this.
     pub(crate) fn is_from_leader(&self) -> bool {
-        matches!(self, Body::Append { .. } | Body::Heartbeat { .. } | Body::InstallSnapshot { .. })
+        matches!(
+            self,
+            Body::Append { .. } | Body::Heartbeat { .. } | Body::InstallSnapshot { .. } | Body::TimeoutNow
+        )
+    }
+
+    /// Whether this is an answer that its receiver counts.
+    pub(crate) fn is_reply(&self) -> bool {
+        matches!(
+            self,
+            Body::PreVoteReply { .. }
+                | Body::VoteReply { .. }
+                | Body::AppendAccepted { .. }
+                | Body::AppendRejected { .. }
+                | Body::HeartbeatReply { .. }
+        )
     }
 }
 
@@ -106,7 +135,7 @@ impl Message {
     pub(crate) fn check_shape(&self) -> Result<(), &'static str> {
         let small = |positions: &[u64]| positions.iter().all(|&p| p < POSITION_MAX);
         let fits = match &self.body {
-            Body::PreVote { last_index, last_term } | Body::Vote { last_index, last_term } => {
+            Body::PreVote { last_index, last_term } | Body::Vote { last_index, last_term, .. } => {
                 small(&[*last_index, *last_term])
             }
             Body::Append { prev_index, prev_term, entries, commit } => {
@@ -124,6 +153,9 @@ impl Message {
                     if entry.term < term || entry.term > self.term {
                         return Err("entry terms are not in order");
                     }
+                    if entry.kind == EntryKind::Members && Membership::decode(&entry.data).is_none() {
+                        return Err("a configuration that cannot be read");
+                    }
                     index = entry.index;
                     term = entry.term;
                 }
@@ -134,13 +166,20 @@ impl Message {
                 small(&[*rejected, *hint_index, *hint_term])
             }
             Body::Heartbeat { commit, .. } => small(&[*commit]),
-            Body::InstallSnapshot { snapshot } => {
+            Body::InstallSnapshot { members, .. } if members.is_empty() => {
+                return Err("a snapshot of nobody's");
+            }
+            Body::InstallSnapshot { snapshot, .. } => {
                 if snapshot.index == 0 || snapshot.term == 0 || snapshot.term > self.term {
                     return Err("impossible snapshot position");
                 }
                 small(&[snapshot.index, snapshot.term])
             }
-            Body::PreVoteReply { .. } | Body::VoteReply { .. } | Body::HeartbeatReply { .. } => true,
+            Body::Refused { members_index } => small(&[*members_index]),
+            Body::PreVoteReply { .. }
+            | Body::VoteReply { .. }
+            | Body::HeartbeatReply { .. }
+            | Body::TimeoutNow => true,
         };
         if !fits || self.term == 0 || self.term >= POSITION_MAX {
             return Err("position out of range");

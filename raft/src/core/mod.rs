@@ -27,18 +27,32 @@
 //!
 //! The Raft paper's election, replication and commit rule (sections 5.2 to 5.4), and from the
 //! dissertation: pre-vote and check-quorum (9.6, 6.2), the no-op that opens a term (6.4), ReadIndex (6.4), log
-//! compaction (5). Both pre-vote and check-quorum are always on, since one without the other leaves a
+//! compaction (5), joint consensus with automatic leave and learners (4.2, 4.3), leadership transfer (3.10). Both pre-vote and check-quorum are always on, since one without the other leaves a
 //! node in a partial partition able either to depose a working leader or to keep a useless one.
+//!
+//! # Members
+//!
+//! The configuration is part of the log and in force from the moment it is appended; it is rolled back when its entry is
+//! cut away, and a snapshot carries the one at its index. A leader starts a change only when it has committed an entry of
+//! its own term and no other change is under way; it leaves a joint configuration by itself. A leader that is not in the
+//! new configuration hands leadership on and steps down when that is committed.
+//!
+//! A member's disk has an incarnation. Answers of another one under the same id are not counted: a node whose data were
+//! lost must not vote again as if it had promised nothing. Until the leader has heard from a member, which binds its
+//! incarnation, a loss cannot be noticed; nor can it by a candidate that has missed everything since the group was founded.
+//! Requests for votes are judged by their log alone, whoever sends them, since the receiver's configuration may be an old
+//! one (dissertation, section 4.1); only a leader, whose own is the latest, tells strangers that they are.
 //!
 //! # Files
 //!
 //! `raft` the state machine; `log` the entries in memory and how far they are written, committed and
-//! applied; `progress` what a leader knows of a peer; `quorum` the arithmetic of majorities; `message`, `ready`,
+//! applied; `progress` what a leader knows of a peer; `membership` the configurations and their changes; `quorum` the arithmetic of majorities; `message`, `ready`,
 //! `types` plain data; `config` the settings; `invariants` what must hold after every call.
 
 mod config;
 mod invariants;
 mod log;
+mod membership;
 mod message;
 mod progress;
 pub mod quorum;
@@ -48,7 +62,10 @@ pub mod types;
 
 pub use config::{Config, ConfigError};
 pub use log::LogError;
+pub use membership::{Member, MemberChange, Membership, MembershipError, Part};
 pub use message::{Body, Message};
 pub use progress::ProgressState;
-pub use raft::{NewError, NotLeader, PeerStatus, Proposed, Raft, Status, StepError};
+pub use raft::{
+    ChangeError, NewError, NotLeader, PeerStatus, Proposed, Raft, Status, StepError, TransferError,
+};
 pub use ready::{ReadState, Ready, Role, SoftState};

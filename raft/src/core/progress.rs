@@ -28,6 +28,8 @@ pub(crate) struct Progress {
     pub state: ProgressState,
     /// Whether anything was heard from it since the last quorum check.
     pub recent_active: bool,
+    /// The incarnation that its last answer came from; 0 before it has answered.
+    pub incarnation: u64,
     /// The latest ReadIndex round it has answered.
     pub read_round: u64,
     /// The commit index that was last sent to it.
@@ -46,6 +48,7 @@ impl Progress {
             next,
             state: ProgressState::Probe,
             recent_active: false,
+            incarnation: 0,
             read_round: 0,
             commit_sent: 0,
             resend: false,

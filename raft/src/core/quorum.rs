@@ -83,8 +83,47 @@ impl Majority {
     }
 }
 
+/// Who decides in a configuration: one majority, or, while voters change, one of the old and one of the new set
+/// (dissertation, section 4.3).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Quorum {
+    incoming: Majority,
+    outgoing: Option<Majority>,
+}
+
+impl Quorum {
+    /// A majority of `incoming`, and of `outgoing`, if there is one.
+    pub fn new(incoming: Majority, outgoing: Option<Majority>) -> Quorum {
+        Quorum { incoming, outgoing }
+    }
+
+    /// Whether `id` votes in either set.
+    pub fn contains(&self, id: NodeId) -> bool {
+        self.incoming.contains(id) || self.outgoing.as_ref().is_some_and(|outgoing| outgoing.contains(id))
+    }
+
+    /// The highest value that a quorum has reached or passed; see [`Majority::reached`].
+    pub fn reached(&self, reached: impl Fn(NodeId) -> u64) -> u64 {
+        let incoming = self.incoming.reached(&reached);
+        self.outgoing.as_ref().map_or(incoming, |outgoing| incoming.min(outgoing.reached(&reached)))
+    }
+
+    /// How an election stands; see [`Majority::vote_result`].
+    pub fn vote_result(&self, vote: impl Fn(NodeId) -> Option<bool>) -> VoteResult {
+        let incoming = self.incoming.vote_result(&vote);
+        let outgoing = self.outgoing.as_ref().map_or(VoteResult::Won, |outgoing| outgoing.vote_result(&vote));
+        match (incoming, outgoing) {
+            (VoteResult::Lost, _) | (_, VoteResult::Lost) => VoteResult::Lost,
+            (VoteResult::Won, VoteResult::Won) => VoteResult::Won,
+            _ => VoteResult::Pending,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
     use super::*;
     use proptest::prelude::*;
 
@@ -119,6 +158,40 @@ mod tests {
                 (false, false) => VoteResult::Lost,
             };
             prop_assert_eq!(majority.vote_result(|id| votes[id as usize - 1]), expected);
+        }
+
+        /// The definition itself: every way to fill in the missing answers is tried, and an election is won or lost if none
+        /// changes it; a value is reached if the voters that reached it are a majority of each set.
+        #[test]
+        fn a_joint_quorum_needs_both_majorities(
+            incoming in prop::collection::btree_set(1u64..8, 1..6),
+            outgoing in prop::option::of(prop::collection::btree_set(1u64..8, 1..6)),
+            values in prop::collection::vec(0u64..6, 8),
+            votes in prop::collection::vec(prop::option::of(any::<bool>()), 8),
+        ) {
+            let sets: Vec<&BTreeSet<NodeId>> = std::iter::once(&incoming).chain(&outgoing).collect();
+            let is_quorum = |yes: &dyn Fn(NodeId) -> bool| {
+                sets.iter().all(|set| set.iter().filter(|&&id| yes(id)).count() * 2 > set.len())
+            };
+            let majority = |set: &BTreeSet<NodeId>| Majority::new(set.iter().copied().collect());
+            let quorum = Quorum::new(majority(&incoming), outgoing.as_ref().map(majority));
+
+            let naive = (0..6).rev().find(|&value| is_quorum(&|id| values[id as usize] >= value)).unwrap_or(0);
+            prop_assert_eq!(quorum.reached(|id| values[id as usize]), naive);
+
+            let open: Vec<NodeId> = (1..8).filter(|&id| votes[id as usize].is_none()).collect();
+            let outcomes: BTreeSet<bool> = (0..1u32 << open.len())
+                .map(|bits| {
+                    let missing: BTreeMap<NodeId, bool> =
+                        (0..).zip(&open).map(|(bit, &id)| (id, bits >> bit & 1 == 1)).collect();
+                    is_quorum(&|id| votes[id as usize].unwrap_or_else(|| missing[&id]))
+                })
+                .collect();
+            let expected = match (outcomes.contains(&true), outcomes.contains(&false)) {
+                (true, true) => VoteResult::Pending,
+                (won, _) => if won { VoteResult::Won } else { VoteResult::Lost },
+            };
+            prop_assert_eq!(quorum.vote_result(|id| votes[id as usize]), expected);
         }
     }
 }

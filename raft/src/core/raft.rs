@@ -5,18 +5,24 @@
 //! that everything proposed between two calls travels in one message.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::config::{Config, ConfigError};
 use super::invariants::Checkpoint;
 use super::log::{Log, LogError};
+use super::membership::{MemberChange, Membership, MembershipError};
 use super::message::{Body, Message, POSITION_MAX};
 use super::progress::{Progress, ProgressState};
-use super::quorum::{Majority, VoteResult};
+use super::quorum::{Quorum, VoteResult};
 use super::ready::{ReadState, Ready, Role, SoftState};
 use super::types::{Entry, EntryKind, HardState, Index, NodeId, SnapshotMeta, Term};
 use crate::planted::{Mistake, planted};
+
+/// How far a learner may lag behind the log to be promoted, in entries: what a follower under load lags, too. One that has
+/// to catch up first would make the quorum wait for it.
+const PROMOTION_LAG_MAX: u64 = 4096;
 
 /// Only the leader can do this.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -35,6 +41,62 @@ pub struct Proposed {
     pub term: Term,
 }
 
+/// Members cannot be changed, or not now.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ChangeError {
+    /// Only the leader can.
+    #[error("not the leader")]
+    NotLeader {
+        /// The leader, as far as this node knows.
+        leader: Option<NodeId>,
+    },
+    /// The leader is new, or about to hand over: it has to commit an entry of its own term first.
+    #[error("the leader has not committed an entry of its term yet")]
+    NotReady,
+    /// One change at a time.
+    #[error("another change of members is under way")]
+    UnderWay,
+    /// A learner gets the log before it gets a vote.
+    #[error("node {id} has to catch up first: it has entries up to {matched} of {last_index}")]
+    NotCaughtUp {
+        /// The learner.
+        id: NodeId,
+        /// What it has.
+        matched: Index,
+        /// What there is.
+        last_index: Index,
+    },
+    /// The change makes no sense.
+    #[error(transparent)]
+    Membership(#[from] MembershipError),
+}
+
+/// Leadership cannot be transferred.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TransferError {
+    /// Only the leader can.
+    #[error("not the leader")]
+    NotLeader {
+        /// The leader, as far as this node knows.
+        leader: Option<NodeId>,
+    },
+    /// A transfer to another node is under way.
+    #[error("a transfer to node {to} is under way")]
+    UnderWay {
+        /// The node.
+        to: NodeId,
+    },
+    /// It cannot lead.
+    #[error("node {to} is not another voter of the group")]
+    NotAVoter {
+        /// The node.
+        to: NodeId,
+    },
+    /// Nobody is there to take over.
+    #[error("no other voter has been heard from lately")]
+    Nobody,
+}
+
 /// A message was refused; the state is as if it had been lost. The sender, or the transport, is at fault.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StepError {
@@ -46,7 +108,7 @@ pub enum StepError {
         /// This node.
         id: NodeId,
     },
-    /// The sender is not a member.
+    /// The message claims to be from this very node, or from nobody.
     #[error("message from node {from}, which is not a peer")]
     NotAPeer {
         /// The sender.
@@ -115,6 +177,8 @@ pub struct PeerStatus {
 pub struct Status {
     /// This node.
     pub id: NodeId,
+    /// Which disk it has.
+    pub incarnation: u64,
     /// Its part.
     pub role: Role,
     /// Its term.
@@ -135,6 +199,12 @@ pub struct Status {
     pub last_index: Index,
     /// The latest snapshot.
     pub snapshot: SnapshotMeta,
+    /// The configuration in force.
+    pub membership: Arc<Membership>,
+    /// Where it stands in the log, or the snapshot that has it.
+    pub membership_index: Index,
+    /// To whom leadership is being transferred.
+    pub transfer: Option<NodeId>,
     /// Bytes of commands in memory.
     pub log_bytes: u64,
     /// The peers; empty unless this node leads.
@@ -149,11 +219,24 @@ struct PendingRead {
     round: u64,
 }
 
+/// A transfer of leadership under way.
+#[derive(Debug, Clone, Copy)]
+struct Transfer {
+    to: NodeId,
+    /// Ticks since it began.
+    elapsed: u32,
+    /// The target has the whole log and was told to take over.
+    told: bool,
+}
+
 /// One member of a Raft group. See the module documentation of `core` for the contract.
 #[derive(Debug)]
 pub struct Raft {
     config: Config,
-    quorum: Majority,
+    /// The configuration in force, and where it stands: a copy of the log's latest.
+    pub(super) membership: Arc<Membership>,
+    membership_index: Index,
+    quorum: Quorum,
     pub(super) term: Term,
     pub(super) vote: Option<NodeId>,
     pub(super) role: Role,
@@ -169,6 +252,15 @@ pub struct Raft {
     election_timeout: Option<u32>,
     heartbeat_elapsed: u32,
     heartbeat_due: bool,
+    transfer: Option<Transfer>,
+    /// On a leader: an entry that was handed to its disk and is not durable yet, and for how many ticks that has been so.
+    slow_write: Option<(Index, u32)>,
+    /// On a leader: who was a member and is none in the configuration in force; told when that is committed.
+    departed: Vec<NodeId>,
+    /// The configuration in force was not yet told to the owner.
+    membership_news: bool,
+    /// This node has learned that it does not belong to the group.
+    evicted: bool,
     /// Reads that came before the leader had committed an entry of its own term.
     early_reads: Vec<u64>,
     /// Reads that wait for their round, in the order of rounds.
@@ -200,7 +292,8 @@ pub enum NewError {
 
 impl Raft {
     /// A member as it was when it stopped: `entries` follow `snapshot`, or begin before its end, and all of it is
-    /// durable. A new member passes defaults. `snapshot` counts as applied.
+    /// durable. `membership` is the configuration at `snapshot`. A new member passes defaults: without a configuration it waits
+    /// for a leader to tell it one. `snapshot` counts as applied.
     ///
     /// # Errors
     /// `config` breaks a rule, or the log has a hole.
@@ -208,13 +301,18 @@ impl Raft {
         config: Config,
         hard_state: HardState,
         snapshot: SnapshotMeta,
+        membership: Membership,
         entries: Vec<Entry>,
     ) -> Result<Raft, NewError> {
         config.validate()?;
-        let log = Log::new(snapshot, entries, hard_state)?;
+        let log = Log::new(snapshot, membership, entries, hard_state)?;
+        let (membership_index, membership) = log.membership();
+        let membership = Arc::clone(membership);
         let told = SoftState { role: Role::Follower, leader: None, term: hard_state.term };
         let mut raft = Raft {
-            quorum: Majority::new(config.voters.clone()),
+            quorum: membership.quorum(),
+            membership,
+            membership_index,
             config,
             term: hard_state.term,
             vote: hard_state.vote,
@@ -227,6 +325,11 @@ impl Raft {
             election_timeout: None,
             heartbeat_elapsed: 0,
             heartbeat_due: false,
+            transfer: None,
+            slow_write: None,
+            departed: Vec::new(),
+            membership_news: true,
+            evicted: false,
             early_reads: Vec::new(),
             reads: VecDeque::new(),
             read_round: 0,
@@ -262,6 +365,21 @@ impl Raft {
         self.log.snapshot
     }
 
+    /// The configuration in force: the latest in the log.
+    pub fn membership(&self) -> &Arc<Membership> {
+        &self.membership
+    }
+
+    /// Whether the configuration in force is committed, and no change of it is under way.
+    pub fn is_membership_settled(&self) -> bool {
+        self.membership_index <= self.log.committed && !self.membership.is_joint()
+    }
+
+    /// Whether this node is a leader that prepares to hand over: it takes no proposals meanwhile.
+    pub fn is_transferring(&self) -> bool {
+        self.transfer.is_some()
+    }
+
     /// Where to cut the log after a snapshot at `snapshot`, so that at most `entries_max` entries with at most
     /// `bytes_max` bytes stay from before its end.
     pub fn keep_from(&self, snapshot: Index, entries_max: u64, bytes_max: u64) -> Index {
@@ -284,6 +402,7 @@ impl Raft {
         };
         Status {
             id: self.config.id,
+            incarnation: self.config.incarnation,
             role: self.role,
             term: self.term,
             vote: self.vote,
@@ -294,6 +413,9 @@ impl Raft {
             first_index: self.log.first_index(),
             last_index: self.log.last_index(),
             snapshot: self.log.snapshot,
+            membership: Arc::clone(&self.membership),
+            membership_index: self.membership_index,
+            transfer: self.transfer.map(|transfer| transfer.to),
             log_bytes: self.log.bytes,
             peers: self.peers.iter().map(peer).collect(),
         }
@@ -310,7 +432,10 @@ impl Raft {
         } else {
             let least = self.config.election_ticks;
             let draw = || least + (random % u64::from(least)) as u32;
-            if self.election_elapsed >= *self.election_timeout.get_or_insert_with(draw) {
+            let timeout = *self.election_timeout.get_or_insert_with(draw);
+            // Who does not vote does not lead. But one whose removal is not committed may have to: nobody else may have a log
+            // that is long enough (dissertation, section 4.2.2).
+            if self.election_elapsed >= timeout && self.log.may_vote(self.config.id) {
                 self.pre_campaign();
             }
         }
@@ -327,13 +452,21 @@ impl Raft {
         if message.to != id {
             return Err(StepError::Misdelivered { to: message.to, id });
         }
-        if from == id || !self.quorum.contains(from) {
+        if from == id || from == 0 {
             return Err(StepError::NotAPeer { from });
         }
         message.check_shape().map_err(|reason| StepError::Malformed { from, reason })?;
-        let result = match self.enter_term(&message) {
-            true => self.step_in_term(message),
-            false => Ok(()),
+        let result = if let Body::Refused { members_index } = message.body {
+            self.handle_refused(members_index);
+            Ok(())
+        } else if self.is_strange(&message) {
+            Ok(())
+        } else {
+            self.note_incarnation(&message);
+            match self.enter_term(&message) {
+                true => self.step_in_term(message),
+                false => Ok(()),
+            }
         };
         self.check_invariants();
         result
@@ -348,12 +481,87 @@ impl Raft {
         if self.role != Role::Leader {
             return Err(NotLeader { leader: self.leader });
         }
+        if let Some(transfer) = self.transfer {
+            // Else the target would never have everything.
+            return Err(NotLeader { leader: Some(transfer.to) });
+        }
         let first_index = self.log.last_index() + 1;
         for command in commands {
             self.log.push(self.term, EntryKind::Command, command);
         }
         self.check_invariants();
         Ok(Proposed { first_index, term: self.term })
+    }
+
+    /// Starts to change the members. The change is done when [`is_membership_settled`](Self::is_membership_settled) says so
+    /// after this node, leading all the time, was the one that started it; if it loses leadership, the next leader may
+    /// finish the change or undo it. Returns the index of its first entry.
+    ///
+    /// # Errors
+    /// [`ChangeError`]; nothing has changed.
+    pub fn change_members(&mut self, changes: &[MemberChange]) -> Result<Index, ChangeError> {
+        if self.role != Role::Leader {
+            return Err(ChangeError::NotLeader { leader: self.leader });
+        }
+        // Without an entry of its own term a leader may not know of a change that its predecessor has committed
+        // (the bug of single-server changes that was published on raft-dev in 2015).
+        if !self.has_committed_in_term() || self.transfer.is_some() {
+            return Err(ChangeError::NotReady);
+        }
+        if !self.is_membership_settled() {
+            return Err(ChangeError::UnderWay);
+        }
+        let next = self.membership.changed(changes)?;
+        let last_index = self.log.last_index();
+        for change in changes {
+            let MemberChange::Promote { id } = *change else { continue };
+            let peer = self.peers.get(&id);
+            let matched = peer.map_or(0, |peer| peer.matched);
+            let ready = peer.is_some_and(|peer| peer.recent_active && peer.state == ProgressState::Replicate);
+            if !ready || matched + PROMOTION_LAG_MAX < last_index {
+                return Err(ChangeError::NotCaughtUp { id, matched, last_index });
+            }
+        }
+        let index = self.append_membership(&next);
+        self.check_invariants();
+        Ok(index)
+    }
+
+    /// Starts to hand leadership over: to `to`, or to the voter that is furthest. It gets the rest of the log and is told to
+    /// campaign at once; until it leads, or an election timeout has passed, this node takes no proposals. Returns whom it is
+    /// handed to.
+    ///
+    /// # Errors
+    /// [`TransferError`]; nothing has changed.
+    pub fn transfer_leadership(&mut self, to: Option<NodeId>) -> Result<NodeId, TransferError> {
+        if self.role != Role::Leader {
+            return Err(TransferError::NotLeader { leader: self.leader });
+        }
+        if let Some(Transfer { to: before, .. }) = self.transfer {
+            return if to.is_none_or(|to| to == before) {
+                Ok(before)
+            } else {
+                Err(TransferError::UnderWay { to: before })
+            };
+        }
+        let to = match to {
+            Some(to) if to != self.config.id && self.membership.stays_voter(to) => to,
+            Some(to) => return Err(TransferError::NotAVoter { to }),
+            None => self.successor().ok_or(TransferError::Nobody)?,
+        };
+        self.transfer = Some(Transfer { to, elapsed: 0, told: false });
+        self.maybe_hand_over();
+        self.check_invariants();
+        Ok(to)
+    }
+
+    /// Gives leadership up at once, because this node cannot go on: whoever is furthest is told to campaign, whether or not it has
+    /// everything. To be called when the disk has failed; what [`ready`](Self::ready) then has to send is still sent.
+    pub fn abdicate(&mut self) {
+        if self.role == Role::Leader {
+            self.hand_over_and_step_down();
+        }
+        self.check_invariants();
     }
 
     /// Starts a linearizable read (dissertation, section 6.4). When a quorum has confirmed that this node still
@@ -368,7 +576,7 @@ impl Raft {
             return Err(NotLeader { leader: self.leader });
         }
         // A fresh leader's commit index may lag behind what its predecessor acknowledged (section 6.4, step 1).
-        if self.log.matches(self.log.committed, self.term) || planted(Mistake::EarlyRead) {
+        if self.has_committed_in_term() || planted(Mistake::EarlyRead) {
             let round = self.read_round + u64::from(!planted(Mistake::ReadJoinsOldRound));
             self.reads.push_back(PendingRead { context, index: self.log.committed, round });
         } else {
@@ -451,6 +659,8 @@ impl Raft {
             ready.seq = self.log.begin_write(hard_state);
         }
         ready.committed = self.log.take_committed();
+        ready.membership = std::mem::take(&mut self.membership_news).then(|| Arc::clone(&self.membership));
+        ready.evicted = std::mem::take(&mut self.evicted);
         let soft_state = self.soft_state();
         if soft_state != self.told {
             self.told = soft_state;
@@ -469,7 +679,9 @@ impl Raft {
             match message.body {
                 // A node that hears a leader does not help to depose it: else one that cannot hear the
                 // leader would disturb all others again and again (dissertation, section 4.2.3).
-                Body::PreVote { .. } | Body::Vote { .. } if self.hears_leader() => return false,
+                Body::PreVote { .. } | Body::Vote { transfer: false, .. } if self.hears_leader() => {
+                    return false;
+                }
                 // These two carry a term nobody has entered yet.
                 Body::PreVote { .. } | Body::PreVoteReply { granted: true } => {}
                 _ => {
@@ -509,7 +721,7 @@ impl Raft {
                 let term = if granted { term } else { self.term };
                 self.send_in_term(from, term, Body::PreVoteReply { granted });
             }
-            Body::Vote { last_index, last_term } => {
+            Body::Vote { last_index, last_term, .. } => {
                 let free = self.vote == Some(from) || (self.vote.is_none() && self.leader.is_none());
                 let free = free || planted(Mistake::VoteTwice);
                 let is_behind = self.log.is_behind_or_equal(last_index, last_term);
@@ -552,7 +764,13 @@ impl Raft {
                     return Err(StepError::LostEntries { from, commit, last_index });
                 }
             }
-            Body::InstallSnapshot { snapshot } => self.handle_snapshot(from, snapshot),
+            Body::InstallSnapshot { snapshot, members } => self.handle_snapshot(from, snapshot, members),
+            Body::TimeoutNow => {
+                if self.log.may_vote(self.config.id) {
+                    self.campaign(true);
+                }
+            }
+            Body::Refused { .. } => {} // Handled before its term was looked at.
             Body::AppendAccepted { matched } => return self.handle_accepted(from, matched),
             Body::AppendRejected { rejected, hint_index, hint_term } => {
                 self.handle_rejected(from, rejected, hint_index, hint_term);
@@ -583,6 +801,9 @@ impl Raft {
         self.early_reads.clear();
         self.reads.clear();
         self.heartbeat_due = false;
+        self.transfer = None;
+        self.slow_write = None;
+        self.departed.clear();
         self.reset_election_timer();
     }
 
@@ -607,25 +828,32 @@ impl Raft {
         self.ask_for_votes(self.term + 1, |last_index, last_term| Body::PreVote { last_index, last_term });
     }
 
-    fn campaign(&mut self) {
+    /// `transfer`: on behalf of the leader.
+    fn campaign(&mut self, transfer: bool) {
+        if self.term + 1 >= POSITION_MAX {
+            return;
+        }
         self.become_follower(self.term + 1, None);
         self.role = Role::Candidate;
         self.vote = Some(self.config.id);
-        self.ask_for_votes(self.term, |last_index, last_term| Body::Vote { last_index, last_term });
+        let question = |last_index, last_term| Body::Vote { last_index, last_term, transfer };
+        self.ask_for_votes(self.term, question);
     }
 
     fn ask_for_votes(&mut self, term: Term, question: impl Fn(Index, Term) -> Body) {
         self.votes.insert(self.config.id, true);
         let (last_index, last_term) = (self.log.last_index(), self.log.last_term());
         for peer in self.peer_ids() {
-            self.send_in_term(peer, term, question(last_index, last_term));
+            if self.quorum.contains(peer) {
+                self.send_in_term(peer, term, question(last_index, last_term));
+            }
         }
         self.count_votes();
     }
 
     fn count_votes(&mut self) {
         match (self.quorum.vote_result(|id| self.votes.get(&id).copied()), self.role) {
-            (VoteResult::Won, Role::PreCandidate) => self.campaign(),
+            (VoteResult::Won, Role::PreCandidate) => self.campaign(false),
             // The vote for itself must be durable, whatever the others say: else after a crash this node could
             // win the same term again and lead it with another log.
             (VoteResult::Won, _)
@@ -643,11 +871,7 @@ impl Raft {
     fn become_leader(&mut self) {
         self.become_follower(self.term, Some(self.config.id));
         self.role = Role::Leader;
-        let next = self.log.last_index() + 1;
-        let Config { inflight_messages_max, inflight_bytes_max, .. } = self.config;
-        for peer in self.peer_ids() {
-            self.peers.insert(peer, Progress::new(next, inflight_messages_max, inflight_bytes_max));
-        }
+        self.track_peers();
         self.heartbeat_elapsed = 0;
         self.log.push(self.term, EntryKind::Noop, Bytes::new());
     }
@@ -665,10 +889,169 @@ impl Raft {
                 peer.recent_active = false;
             }
         }
+        if let Some(transfer) = &mut self.transfer {
+            transfer.elapsed += 1;
+            // Whoever was told may still come to lead, by an ordinary election; but proposals wait no longer.
+            if transfer.elapsed >= self.config.election_ticks {
+                self.transfer = None;
+            }
+        }
+        self.watch_disk();
         self.heartbeat_elapsed += 1;
         if self.heartbeat_elapsed >= self.config.heartbeat_ticks {
             self.heartbeat_due = true;
         }
+    }
+
+    /// A leader whose disk takes longer for an entry than an election, while somebody else has had it on disk for as
+    /// long, is in the way: every entry it applies waits for its own disk.
+    fn watch_disk(&mut self) {
+        self.slow_write = match self.slow_write {
+            Some((index, ticks)) if self.log.persisted < index && ticks < self.config.election_ticks => {
+                Some((index, ticks + 1))
+            }
+            Some((index, _)) if self.log.persisted < index => {
+                let better =
+                    self.successor().filter(|id| self.peers.get(id).is_some_and(|p| p.matched >= index));
+                if let (Some(to), None) = (better, self.transfer) {
+                    self.transfer = Some(Transfer { to, elapsed: 0, told: false });
+                    self.maybe_hand_over();
+                }
+                None
+            }
+            _ => (self.log.persisted < self.log.last_index()).then(|| (self.log.last_index(), 0)),
+        };
+    }
+
+    // Members.
+
+    fn has_committed_in_term(&self) -> bool {
+        self.log.matches(self.log.committed, self.term)
+    }
+
+    /// Puts a configuration in the log, where it is in force at once.
+    fn append_membership(&mut self, membership: &Membership) -> Index {
+        let index = self.log.push(self.term, EntryKind::Members, membership.encode());
+        self.adopt_membership();
+        index
+    }
+
+    /// The log has another latest configuration, perhaps.
+    fn adopt_membership(&mut self) {
+        let (index, membership) = self.log.membership();
+        if index == self.membership_index && Arc::ptr_eq(membership, &self.membership) {
+            return;
+        }
+        self.membership = Arc::clone(membership);
+        self.membership_index = index;
+        self.quorum = self.membership.quorum();
+        self.membership_news = true;
+        if self.role == Role::Leader {
+            self.track_peers();
+            let stays = self.transfer.is_some_and(|transfer| self.membership.stays_voter(transfer.to));
+            self.transfer = self.transfer.filter(|_| stays);
+            // A smaller quorum may have been reached already.
+            self.confirm_reads();
+        }
+    }
+
+    /// A leader keeps track of every other member, and of nobody else.
+    fn track_peers(&mut self) {
+        let next = self.log.last_index() + 1;
+        let Config { id, inflight_messages_max, inflight_bytes_max, .. } = self.config;
+        let gone = self.peers.keys().filter(|peer| !self.membership.contains(**peer));
+        self.departed.extend(gone);
+        self.peers.retain(|&peer, _| self.membership.contains(peer));
+        for peer in self.membership.ids().filter(|&peer| peer != id) {
+            let unknown = || Progress::new(next, inflight_messages_max, inflight_bytes_max);
+            self.peers.entry(peer).or_insert_with(unknown);
+        }
+    }
+
+    /// Whether a message is of somebody who is not, or no longer, the member of that id, and must have no effect.
+    ///
+    /// Answers are what is counted, so they must be the member's own. Requests are judged by what they say: the
+    /// sender may belong to a configuration that this node has not heard of. Unless this node leads, and knows the latest.
+    fn is_strange(&mut self, message: &Message) -> bool {
+        if self.membership.admits(message.from, message.incarnation) {
+            // The disk that was heard first is the one that will be bound; what another one says must not be added to that.
+            let heard = self.peers.get(&message.from).map_or(0, |peer| peer.incarnation);
+            let is_other = heard != 0 && message.incarnation != 0 && message.incarnation != heard;
+            return is_other && message.body.is_reply();
+        }
+        let leads = self.role == Role::Leader && self.membership_index <= self.log.committed;
+        let asks = matches!(message.body, Body::PreVote { .. } | Body::Vote { .. });
+        if leads && (asks || message.body.is_reply()) {
+            let members_index = self.membership_index;
+            self.send(message.from, Body::Refused { members_index });
+        }
+        message.body.is_reply() || (leads && asks)
+    }
+
+    /// A leader has told this node that it is a stranger, which may be news from before it was added.
+    fn handle_refused(&mut self, members_index: Index) {
+        let rightful = self.membership.admits(self.config.id, self.config.incarnation);
+        self.evicted |=
+            members_index > self.membership_index || (members_index == self.membership_index && !rightful);
+    }
+
+    /// Remembers who spoke, to be bound to the member's id.
+    fn note_incarnation(&mut self, message: &Message) {
+        if let Some(peer) = self.peers.get_mut(&message.from).filter(|_| message.body.is_reply()) {
+            peer.incarnation = message.incarnation;
+        }
+    }
+
+    /// The next step of a configuration, if it is the leader's turn: a committed joint one is left, and members that were heard
+    /// from for the first time are bound to their disks.
+    fn maybe_move_membership_on(&mut self) {
+        if self.membership_index > self.log.committed || !self.has_committed_in_term() {
+            return;
+        }
+        if self.membership.is_joint() {
+            let next = self.membership.left();
+            self.append_membership(&next);
+            return;
+        }
+        let heard = |id: NodeId| match id == self.config.id {
+            true => self.config.incarnation,
+            false => self.peers.get(&id).map_or(0, |peer| peer.incarnation),
+        };
+        let unbound = self.membership.iter().filter(|(_, member, _)| member.incarnation == 0);
+        let bound: Vec<(NodeId, u64)> =
+            unbound.map(|(id, ..)| (id, heard(id))).filter(|(_, incarnation)| *incarnation != 0).collect();
+        if !bound.is_empty() {
+            let next = self.membership.bound(&bound);
+            self.append_membership(&next);
+        }
+    }
+
+    // Handing over.
+
+    /// The voter that is furthest, of those that were heard from lately.
+    fn successor(&self) -> Option<NodeId> {
+        let stays = self.peers.iter().filter(|(id, _)| self.membership.stays_voter(**id));
+        // A new leader has had no time to hear from anybody.
+        let active = stays.filter(|(_, peer)| peer.recent_active || peer.matched > 0);
+        active.max_by_key(|(_, peer)| (peer.recent_active, peer.matched)).map(|(id, _)| *id)
+    }
+
+    /// Tells the target of a transfer to take over, once it has everything.
+    fn maybe_hand_over(&mut self) {
+        let Some(transfer) = self.transfer.filter(|transfer| !transfer.told) else { return };
+        let matched = self.peers.get(&transfer.to).map_or(0, |peer| peer.matched);
+        if matched == self.log.last_index() {
+            self.send(transfer.to, Body::TimeoutNow);
+            self.transfer = Some(Transfer { told: true, ..transfer });
+        }
+    }
+
+    /// Leads no more; whoever is furthest is told, whether or not it has everything.
+    fn hand_over_and_step_down(&mut self) {
+        if let Some(to) = self.successor() {
+            self.send(to, Body::TimeoutNow);
+        }
+        self.become_follower(self.term, None);
     }
 
     // The follower's side of replication.
@@ -704,9 +1087,11 @@ impl Raft {
         if planted(Mistake::KeepConflictingSuffix) {
             let last = self.log.last_index();
             self.log.replace_suffix(entries.into_iter().filter(|entry| entry.index > last));
+            self.adopt_membership();
         } else if let Some(first_new) = self.log.first_new(&entries) {
             // Nothing committed is replaced: all of `entries` come after `prev_index`, which does not lie below it.
             self.log.replace_suffix(entries.into_iter().skip(first_new));
+            self.adopt_membership();
         }
         // Entries after `matched` may be an old leader's: this message says nothing of them.
         let known = if planted(Mistake::CommitBeyondMatch) { self.log.last_index() } else { matched };
@@ -719,13 +1104,14 @@ impl Raft {
         }
     }
 
-    fn handle_snapshot(&mut self, from: NodeId, snapshot: SnapshotMeta) {
+    fn handle_snapshot(&mut self, from: NodeId, snapshot: SnapshotMeta, members: Membership) {
         if snapshot.index > self.log.committed {
             if self.log.matches(snapshot.index, snapshot.term) {
                 // All of it is in the log already: no need to throw away what follows.
                 let _ = self.log.commit_to(snapshot.index);
             } else {
-                self.log.restore(snapshot);
+                self.log.restore(snapshot, members);
+                self.adopt_membership();
             }
         }
         self.send_after_persist(from, Body::AppendAccepted { matched: self.log.committed });
@@ -742,6 +1128,7 @@ impl Raft {
         peer.recent_active = true;
         if peer.accepted(matched, first_index) {
             self.maybe_commit();
+            self.maybe_hand_over();
         }
         Ok(())
     }
@@ -775,6 +1162,30 @@ impl Raft {
             for context in std::mem::take(&mut self.early_reads) {
                 self.reads.push_back(PendingRead { context, index: reached, round: self.read_round + 1 });
             }
+            self.tell_departed();
+        }
+        if self.role == Role::Leader {
+            self.maybe_move_membership_on();
+        }
+    }
+
+    /// Once a configuration is committed, those that it has no place for are told, this node among them: a leader that was
+    /// removed manages the group until then, and no longer (dissertation, section 4.2.2).
+    ///
+    /// A follower never draws this conclusion from its own log: one that was removed and added again reads there of its
+    /// removal, and has only not read on.
+    fn tell_departed(&mut self) {
+        let members_index = self.membership_index;
+        if members_index > self.log.committed {
+            return;
+        }
+        for peer in std::mem::take(&mut self.departed) {
+            // It may be lost. Who has a vote asks for one when it hears no leader, and is told again.
+            self.send(peer, Body::Refused { members_index });
+        }
+        if !self.membership.admits(self.config.id, self.config.incarnation) {
+            self.evicted = true;
+            self.hand_over_and_step_down();
         }
     }
 
@@ -827,7 +1238,8 @@ impl Raft {
                 if peer.recent_active {
                     let snapshot = self.log.snapshot;
                     peer.sent_snapshot(snapshot.index);
-                    self.send(id, Body::InstallSnapshot { snapshot });
+                    let members = self.log.membership_at(snapshot.index).as_ref().clone();
+                    self.send(id, Body::InstallSnapshot { snapshot, members });
                 }
                 return;
             };
@@ -843,17 +1255,18 @@ impl Raft {
     }
 
     fn send_in_term(&mut self, to: NodeId, term: Term, body: Body) {
-        self.messages.push(Message { from: self.config.id, to, term, body });
+        let Config { id: from, incarnation, .. } = self.config;
+        self.messages.push(Message { from, to, incarnation, term, body });
     }
 
     fn send_after_persist(&mut self, to: NodeId, body: Body) {
-        let message = Message { from: self.config.id, to, term: self.term, body };
-        self.messages_after_persist.push(message);
+        let Config { id: from, incarnation, .. } = self.config;
+        self.messages_after_persist.push(Message { from, to, incarnation, term: self.term, body });
     }
 
-    /// The other voters, in ascending order.
+    /// The other members, in ascending order.
     fn peer_ids(&self) -> Vec<NodeId> {
-        self.quorum.voters().iter().copied().filter(|&id| id != self.config.id).collect()
+        self.membership.ids().filter(|&id| id != self.config.id).collect()
     }
 
     fn check_invariants(&mut self) {

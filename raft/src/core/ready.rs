@@ -1,5 +1,8 @@
 //! What the core asks its owner to do. Plain data; the contract is in the module documentation of `core`.
 
+use std::sync::Arc;
+
+use super::membership::Membership;
 use super::message::Message;
 use super::types::{Entry, HardState, Index, NodeId, SnapshotMeta, Term};
 
@@ -47,6 +50,11 @@ pub struct Ready {
     pub hard_state: Option<HardState>,
     /// A snapshot from the leader replaces the whole log and state; written before `entries`.
     pub snapshot: Option<SnapshotMeta>,
+    /// The configuration in force, if it changed. It need not be committed.
+    pub membership: Option<Arc<Membership>>,
+    /// This node does not belong to the group: it was removed, or its disk is not the one with which its id joined. The
+    /// owner carries out the rest of this batch and stops it.
+    pub evicted: bool,
     /// Entries to write. The first one's index may lie within the log: what stood there and after is replaced.
     pub entries: Vec<Entry>,
     /// To be sent at once.
@@ -68,5 +76,7 @@ impl Ready {
             && self.committed.is_empty()
             && self.read_states.is_empty()
             && self.soft_state.is_none()
+            && self.membership.is_none()
+            && !self.evicted
     }
 }

@@ -17,6 +17,9 @@ pub enum EntryKind {
     /// The empty entry with which a new leader opens its term (Raft paper, section 8), so that it can
     /// learn the commit index before it serves anything.
     Noop,
+    /// A configuration of the group, encoded by [`Membership::encode`](super::Membership::encode). It is in force from the
+    /// moment it is in the log, committed or not.
+    Members,
 }
 
 /// One slot of the replicated log.
@@ -28,7 +31,7 @@ pub struct Entry {
     pub term: Term,
     /// What it carries.
     pub kind: EntryKind,
-    /// The command, opaque to Raft; empty for [`EntryKind::Noop`].
+    /// The command, opaque to Raft; the configuration for [`EntryKind::Members`]; empty for [`EntryKind::Noop`].
     pub data: Bytes,
 }
 

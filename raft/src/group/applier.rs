@@ -10,6 +10,7 @@ use super::owner::{PendingProposal, PendingRead};
 use super::reply::ProposeError;
 use super::snapshots::SnapshotJob;
 use super::traits::{Observer, StateMachine};
+use crate::core::Membership;
 use crate::core::types::{Entry, EntryKind, Index, NodeId, SnapshotMeta};
 use crate::error::RaftError;
 use crate::planted::{Mistake, planted};
@@ -31,6 +32,8 @@ pub(super) struct Applier<M: StateMachine> {
     machine: M,
     /// The last entry applied.
     applied: SnapshotMeta,
+    /// The group's members as of that entry.
+    members: Membership,
     /// Reads that wait for the state to catch up, in the order of their indices.
     reads: VecDeque<(Index, Vec<PendingRead<M>>)>,
     jobs: Receiver<ApplyJob<M>>,
@@ -43,7 +46,7 @@ pub(super) struct Applier<M: StateMachine> {
 impl<M: StateMachine> Applier<M> {
     pub fn new(
         machine: M,
-        applied: SnapshotMeta,
+        (applied, members): (SnapshotMeta, Membership),
         jobs: Receiver<ApplyJob<M>>,
         snapshot_jobs: Sender<SnapshotJob>,
         snapshots: Arc<SnapshotStore>,
@@ -53,7 +56,8 @@ impl<M: StateMachine> Applier<M> {
         if let Some((node, observer)) = &observer {
             observer.restored(*node, applied);
         }
-        Applier { machine, applied, reads: VecDeque::new(), jobs, snapshot_jobs, snapshots, shared, observer }
+        let reads = VecDeque::new();
+        Applier { machine, applied, members, reads, jobs, snapshot_jobs, snapshots, shared, observer }
     }
 
     /// Works until the owner hangs up.
@@ -69,7 +73,11 @@ impl<M: StateMachine> Applier<M> {
                     if planted(Mistake::SnapshotIndexOffByOne) {
                         snapshot.index += 1;
                     }
-                    let _ = self.snapshot_jobs.send(SnapshotJob::Write { snapshot, view });
+                    let _ = self.snapshot_jobs.send(SnapshotJob::Write {
+                        snapshot,
+                        members: self.members.clone(),
+                        view,
+                    });
                 }
             }
             let applied = self.applied.index;
@@ -92,6 +100,10 @@ impl<M: StateMachine> Applier<M> {
             let output = match kind {
                 EntryKind::Command => Some(self.machine.apply(index, term, &data)),
                 EntryKind::Noop => None,
+                EntryKind::Members => {
+                    self.members = Membership::decode(&data).expect("the core has read it before");
+                    None
+                }
             };
             self.applied = SnapshotMeta { index, term };
             self.show_state();
@@ -111,6 +123,7 @@ impl<M: StateMachine> Applier<M> {
         let mut content = self.snapshots.open_reader(snapshot)?;
         let index = snapshot.index;
         self.machine.restore(&mut content).map_err(|source| RaftError::Restore { index, source })?;
+        self.members = content.members().clone();
         content.finish()?;
         self.applied = snapshot;
         if let Some((node, observer)) = &self.observer {

@@ -13,11 +13,11 @@ use super::incoming::{Incoming, IncomingError, SnapshotHeader};
 use super::log_writer::LogWriter;
 use super::owner::{Channels, Owner};
 use super::recovery::{self, Restart, Storage};
-use super::reply::{InFlight, Permit, ProposeError, ProposeReply, ReadError, ReadReply};
+use super::reply::{InFlight, MemberError, Permit, ProposeError, ProposeReply, ReadError, ReadReply};
 use super::snapshots::SnapshotKeeper;
 use super::traits::{StateMachine, Transport};
 use crate::core::types::{NodeId, SnapshotMeta};
-use crate::core::{Body, Message, Raft, Role, SoftState, Status};
+use crate::core::{Body, MemberChange, Membership, Message, Raft, Role, SoftState, Status};
 use crate::error::RaftError;
 use crate::{JoinHandle, spawn};
 
@@ -36,6 +36,14 @@ pub(super) enum Event<M: StateMachine> {
     },
     Receive(Message),
     Unreachable(NodeId),
+    ChangeMembers {
+        changes: Vec<MemberChange>,
+        reply: MemberReply<Arc<Membership>>,
+    },
+    Transfer {
+        to: Option<NodeId>,
+        reply: MemberReply<NodeId>,
+    },
     Status(Sender<GroupStatus>),
     /// From the log writer: everything up to this write is durable.
     Persisted(u64),
@@ -50,6 +58,9 @@ pub(super) enum Event<M: StateMachine> {
     Died(RaftError),
     Shutdown,
 }
+
+/// The answer to a change of members or a transfer; dropped, it says that the group has stopped.
+pub(super) type MemberReply<T> = Sender<Result<T, MemberError>>;
 
 /// What the activities and the handles share.
 pub(super) struct Shared {
@@ -121,19 +132,20 @@ impl Group {
     /// # Errors
     /// `config` breaks a rule; what is on disk cannot be used; the system gives no activity or random number.
     pub fn start<M: StateMachine>(
-        config: GroupConfig,
+        mut config: GroupConfig,
         storage: Storage,
         transport: Arc<dyn Transport>,
         mut machine: M,
     ) -> Result<GroupHandle<M>, RaftError> {
         config.validate()?;
         let Storage { mut log, recovered, snapshots } = storage;
-        let Restart { hard_state, snapshot, entries, log_snapshot } =
-            recovery::restart(&mut *log, recovered, &snapshots, &mut machine)?;
+        config.raft.incarnation = recovered.incarnation;
+        let Restart { hard_state, snapshot, members, entries, log_snapshot } =
+            recovery::restart(&mut *log, recovered, &snapshots, &mut machine, &config.founders)?;
         if let Some(observer) = &config.observer {
             observer.writes(config.raft.id, Some(snapshot), &entries);
         }
-        let core = Raft::new(config.raft.clone(), hard_state, snapshot, entries)?;
+        let core = Raft::new(config.raft.clone(), hard_state, snapshot, members.clone(), entries)?;
         let seed = getrandom::u64().map_err(RaftError::Random)?;
 
         let (events, mailbox) = mpsc::channel();
@@ -170,7 +182,7 @@ impl Group {
         };
         let applier = Applier::new(
             machine,
-            snapshot,
+            (snapshot, members),
             apply_queue,
             snapshot_jobs.clone(),
             Arc::clone(&snapshots),
@@ -428,6 +440,34 @@ impl<M: StateMachine> GroupHandle<M> {
             }
             news = self.shared.changed.wait(news).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    /// Changes the members, and waits until the change is complete: committed, and by as many voters as there then are. Returns
+    /// the members. To be asked of the leader.
+    ///
+    /// # Blocking
+    /// Until then; a leader that cannot reach a quorum gives up after an election timeout.
+    ///
+    /// # Errors
+    /// [`MemberError`].
+    pub fn change_members(&self, changes: Vec<MemberChange>) -> Result<Arc<Membership>, MemberError> {
+        let (reply, answer) = mpsc::channel();
+        let _ = self.events.send(Event::ChangeMembers { changes, reply });
+        answer.recv().unwrap_or(Err(MemberError::Stopped))
+    }
+
+    /// Hands leadership over to `to`, or to the voter that is furthest, and waits until it is gone. Returns who was asked to take
+    /// over. To be asked of the leader. Meanwhile proposals wait.
+    ///
+    /// # Blocking
+    /// For an election timeout at most.
+    ///
+    /// # Errors
+    /// [`MemberError`]; after [`MemberError::NotTaken`] this node leads on.
+    pub fn transfer_leadership(&self, to: Option<NodeId>) -> Result<NodeId, MemberError> {
+        let (reply, answer) = mpsc::channel();
+        let _ = self.events.send(Event::Transfer { to, reply });
+        answer.recv().unwrap_or(Err(MemberError::Stopped))
     }
 
     // For the transport.

@@ -117,9 +117,10 @@ impl Incoming {
         // The lock is held to the end: the leader may begin anew while a slow disk still works on this one.
         let mut state = self.lock();
         let transfer = state.transfer.take_if(|t| t.header == *header).ok_or(IncomingError::NotBegun)?;
-        let (snapshot, _) = transfer.receiver.finish()?;
+        let (snapshot, members, _) = transfer.receiver.finish()?;
         let SnapshotHeader { from, to, term, .. } = *header;
-        Ok(Message { from, to, term, body: Body::InstallSnapshot { snapshot } })
+        // Whatever sends a snapshot leads its term, and a leader is believed whichever disk it has.
+        Ok(Message { from, to, incarnation: 0, term, body: Body::InstallSnapshot { snapshot, members } })
     }
 
     /// Gives up what is under way and lets go of the directory.

@@ -35,20 +35,23 @@ mod traits;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::core;
+use crate::core::{self, Membership};
 use crate::error::RaftError;
 
 pub use handle::{Group, GroupHandle, GroupStatus};
 pub use incoming::{IncomingError, SnapshotHeader};
 pub use recovery::Storage;
-pub use reply::{ProposeError, ReadError};
+pub use reply::{MemberError, ProposeError, ReadError};
 pub use traits::{LogStore, Observer, Sent, SnapshotTransfer, SnapshotView, StateMachine, Transport};
 
 /// Settings of one member.
 #[derive(Debug, Clone)]
 pub struct GroupConfig {
-    /// The algorithm's settings, in ticks.
+    /// The algorithm's settings, in ticks. The incarnation is set by [`Group::start`]: it is the log's.
     pub raft: core::Config,
+    /// The members of a group that is founded; looked at only if the disk holds nothing. Empty on a node that joins a group which
+    /// exists. The same on every founder. Default empty.
+    pub founders: Membership,
     /// The length of a tick. Default 50 ms: with the core's defaults a follower waits 0.5 to 1 s for its leader.
     pub tick: Duration,
     /// Bytes of commands that may be proposed on this node and not yet answered; beyond it a proposal is
@@ -74,6 +77,7 @@ impl GroupConfig {
     pub fn new(raft: core::Config) -> GroupConfig {
         GroupConfig {
             raft,
+            founders: Membership::default(),
             tick: Duration::from_millis(50),
             proposal_bytes_max: 64 << 20,
             command_bytes_max: 64 << 20,

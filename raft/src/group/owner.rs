@@ -11,13 +11,13 @@ use bytes::Bytes;
 
 use super::GroupConfig;
 use super::applier::ApplyJob;
-use super::handle::{Event, GroupStatus, Shared};
+use super::handle::{Event, GroupStatus, MemberReply, Shared};
 use super::log_writer::LogJob;
-use super::reply::{ProposeError, ProposeReply, ReadError, ReadReply};
+use super::reply::{MemberError, ProposeError, ProposeReply, ReadError, ReadReply};
 use super::snapshots::SnapshotJob;
 use super::traits::{Sent, StateMachine, Transport};
 use crate::core::types::{Entry, Index, NodeId, SnapshotMeta, Term};
-use crate::core::{Body, Message, NotLeader, Raft, Ready, Role, SoftState};
+use crate::core::{Body, MemberChange, Membership, Message, NotLeader, Raft, Ready, Role, SoftState};
 use crate::error::RaftError;
 use crate::planted::{Mistake, planted};
 
@@ -66,6 +66,10 @@ pub(super) struct Owner<M: StateMachine> {
     /// The round under way. Only one is at a time, so that under load many reads share it.
     read_round: Option<(u64, Vec<PendingRead<M>>)>,
     read_rounds: u64,
+    /// Who waits for a change of members to be complete, and the term in which this node started it.
+    change: Option<(Term, MemberReply<Arc<Membership>>)>,
+    /// Who waits for leadership to be gone to another node.
+    transfers: Vec<(NodeId, MemberReply<NodeId>)>,
     /// Committed since the last snapshot.
     bytes_since_snapshot: u64,
     entries_since_snapshot: u64,
@@ -100,6 +104,8 @@ impl<M: StateMachine> Owner<M> {
             reads: Vec::new(),
             read_round: None,
             read_rounds: 0,
+            change: None,
+            transfers: Vec::new(),
             bytes_since_snapshot: 0,
             entries_since_snapshot: 0,
             snapshot_running: false,
@@ -111,6 +117,14 @@ impl<M: StateMachine> Owner<M> {
     /// Runs until shutdown or a failure. When it returns, every client that waits has been or is about to be
     /// answered, and the other activities run dry.
     pub fn run(mut self) -> Result<(), RaftError> {
+        let result = self.serve();
+        if result.is_err() {
+            self.abdicate();
+        }
+        result
+    }
+
+    fn serve(&mut self) -> Result<(), RaftError> {
         let mut next_tick = Instant::now() + self.config.tick;
         self.carry_out_all()?; // What the log is known to have committed is applied at once.
         loop {
@@ -157,6 +171,16 @@ impl<M: StateMachine> Owner<M> {
                     log::warn!("node {}: refused a message: {error}", self.core.id());
                 }
             }
+            Event::ChangeMembers { changes, reply } => self.change_members(&changes, reply),
+            Event::Transfer { to, reply } => match self.core.transfer_leadership(to) {
+                Ok(to) => {
+                    log::info!("node {}: hands leadership over to node {to}", self.core.id());
+                    self.transfers.push((to, reply));
+                }
+                Err(error) => {
+                    let _ = reply.send(Err(error.into()));
+                }
+            },
             Event::Unreachable(peer) => self.core.report_unreachable(peer),
             Event::Persisted(seq) => self.core.persisted(seq),
             Event::SnapshotTaken(snapshot) => self.snapshot_taken(snapshot)?,
@@ -170,9 +194,52 @@ impl<M: StateMachine> Owner<M> {
         Ok(())
     }
 
+    fn change_members(&mut self, changes: &[MemberChange], reply: MemberReply<Arc<Membership>>) {
+        match self.core.change_members(changes) {
+            Ok(index) => {
+                log::info!("node {}: changes members with entry {index}: {changes:?}", self.core.id());
+                self.change = Some((self.core.soft_state().term, reply));
+            }
+            Err(error) => {
+                let _ = reply.send(Err(error.into()));
+            }
+        }
+    }
+
+    /// Answers those whose change of members is complete, or whose transfer has ended.
+    fn end_changes(&mut self) {
+        let SoftState { role, term, .. } = self.core.soft_state();
+        if let Some((started_in, reply)) = self.change.take() {
+            let members = self.core.membership();
+            let leads = role == Role::Leader || !members.contains(self.core.id());
+            if self.core.is_membership_settled() && leads && term == started_in {
+                let _ = reply.send(Ok(Arc::clone(members)));
+            } else if role == Role::Leader && term == started_in {
+                self.change = Some((started_in, reply));
+            } else {
+                let _ = reply.send(Err(MemberError::Indefinite));
+            }
+        }
+        if !self.core.is_transferring() {
+            for (to, reply) in self.transfers.drain(..) {
+                let taken = role != Role::Leader;
+                let _ = reply.send(if taken { Ok(to) } else { Err(MemberError::NotTaken { to }) });
+            }
+        }
+    }
+
+    /// This node cannot go on: whoever is furthest is told to lead, instead of finding out by an election timeout.
+    fn abdicate(&mut self) {
+        self.core.abdicate();
+        let messages = self.core.ready().map_or_else(Vec::new, |ready| ready.messages);
+        let farewell = messages.into_iter().filter(|message| matches!(message.body, Body::TimeoutNow));
+        send_messages(&*self.transport, farewell.collect(), |_| ());
+    }
+
     /// Everything proposed in this batch becomes one append.
     fn propose(&mut self) {
-        if self.commands.is_empty() {
+        // A leader that hands over takes no more; if nobody takes over, it goes on with what has waited.
+        if self.commands.is_empty() || self.core.is_transferring() {
             return;
         }
         let replies = mem::take(&mut self.replies);
@@ -209,7 +276,10 @@ impl<M: StateMachine> Owner<M> {
             self.start_reads();
             match self.core.ready() {
                 Some(ready) => self.carry_out(ready)?,
-                None => return Ok(()),
+                None => {
+                    self.end_changes();
+                    return Ok(());
+                }
             }
         }
     }
@@ -219,6 +289,8 @@ impl<M: StateMachine> Owner<M> {
             seq,
             hard_state,
             snapshot,
+            membership,
+            evicted,
             entries,
             messages,
             messages_after_persist,
@@ -231,6 +303,10 @@ impl<M: StateMachine> Owner<M> {
                 observer.writes(self.core.id(), snapshot, &entries);
             }
             observer.commits(self.core.id(), self.core.committed());
+        }
+        if let Some(members) = membership {
+            log::info!("node {}: the members are {members}", self.core.id());
+            self.transport.members_changed(&members);
         }
         // The peers' disks work while ours does.
         self.send(messages)?;
@@ -260,6 +336,11 @@ impl<M: StateMachine> Owner<M> {
         if let Some(soft_state) = soft_state {
             self.enter(soft_state);
         }
+        if evicted {
+            // A leader that has removed itself knows that this is done.
+            self.end_changes();
+            return Err(RaftError::Evicted);
+        }
         Ok(())
     }
 
@@ -267,7 +348,7 @@ impl<M: StateMachine> Owner<M> {
         let mut plain = Vec::with_capacity(messages.len());
         for message in messages {
             match message.body {
-                Body::InstallSnapshot { snapshot } => {
+                Body::InstallSnapshot { snapshot, .. } => {
                     let Message { from, to, term, .. } = message;
                     log::info!("node {from}: sends the snapshot at {} to node {to}", snapshot.index);
                     let job = SnapshotJob::Send { from, to, term, snapshot };

@@ -4,7 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::traits::{LogStore, StateMachine};
-use crate::core::types::{Entry, HardState, Index, SnapshotMeta};
+use crate::core::Membership;
+use crate::core::types::{Entry, EntryKind, HardState, Index, SnapshotMeta};
 use crate::error::RaftError;
 use crate::snapshot::{SnapshotError, SnapshotOptions, SnapshotStore};
 use crate::wal::{Identity, Recovered, Wal, WalOptions};
@@ -44,6 +45,8 @@ pub(super) struct Restart {
     pub hard_state: HardState,
     /// The state machine holds this.
     pub snapshot: SnapshotMeta,
+    /// The group's members at that snapshot.
+    pub members: Membership,
     pub entries: Vec<Entry>,
     /// The snapshot that the log on disk names; it cannot go back before it.
     pub log_snapshot: Index,
@@ -55,11 +58,16 @@ pub(super) struct Restart {
 /// the snapshot was received and before the log was started anew. It is committed state, so the log, which
 /// acknowledged nothing beyond it that could matter, gives way. A damaged snapshot is passed over for an older one
 /// only if the log reaches back to that.
+///
+/// A disk that holds nothing at all founds the group with `founders`, or waits to be told by a leader if there are none. The first
+/// entry of every founder's log is the same, and committed: from then on the configuration is what the log says, whatever
+/// the founders are called with later.
 pub(super) fn restart(
     log: &mut dyn LogStore,
     recovered: Recovered,
     snapshots: &SnapshotStore,
     machine: &mut impl StateMachine,
+    founders: &Membership,
 ) -> Result<Restart, RaftError> {
     let log_snapshot = recovered.snapshot.index;
     let mut damaged = None;
@@ -79,25 +87,35 @@ pub(super) fn restart(
         }
         let mut content = snapshots.open_reader(meta)?;
         machine.restore(&mut content).map_err(|source| RaftError::Restore { index: meta.index, source })?;
+        let members = content.members().clone();
         content.finish()?;
         let mut hard_state = recovered.hard_state;
         if fit == Fit::InLog {
             let entries = recovered.entries;
-            return Ok(Restart { hard_state, snapshot: meta, entries, log_snapshot });
+            return Ok(Restart { hard_state, snapshot: meta, members, entries, log_snapshot });
         }
         if hard_state.term < meta.term {
             hard_state = HardState { term: meta.term, vote: None, commit: meta.index };
         }
         hard_state.commit = meta.index;
         log.reset(meta, hard_state)?;
-        return Ok(Restart { hard_state, snapshot: meta, entries: Vec::new(), log_snapshot: meta.index });
+        let entries = Vec::new();
+        return Ok(Restart { hard_state, snapshot: meta, members, entries, log_snapshot: meta.index });
     }
     if recovered.entries_after(0).is_none() {
         let first_index = recovered.entries.first().map_or(log_snapshot + 1, |entry| entry.index);
         return Err(damaged.map_or(RaftError::SnapshotMissing { first_index }, RaftError::Snapshot));
     }
-    let Recovered { hard_state, entries, .. } = recovered;
-    Ok(Restart { hard_state, snapshot: SnapshotMeta::default(), entries, log_snapshot })
+    let Recovered { mut hard_state, mut entries, .. } = recovered;
+    if hard_state == HardState::default() && entries.is_empty() && !founders.is_empty() {
+        let entry = Entry { index: 1, term: 1, kind: EntryKind::Members, data: founders.encode() };
+        hard_state = HardState { term: 1, vote: None, commit: 1 };
+        entries.push(entry);
+        log.append(Some(&hard_state), &entries)?;
+        log.sync()?;
+    }
+    let (snapshot, members) = Default::default();
+    Ok(Restart { hard_state, snapshot, members, entries, log_snapshot })
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

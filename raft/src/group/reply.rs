@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::core::types::NodeId;
+use crate::core::{ChangeError, TransferError};
 
 /// Why a proposal has no result.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -46,6 +47,30 @@ impl ProposeError {
     pub fn is_definite(&self) -> bool {
         !matches!(self, ProposeError::Indefinite)
     }
+}
+
+/// Why members were not changed, or leadership was not transferred.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum MemberError {
+    /// Nothing has changed: the change makes no sense, or not now.
+    #[error(transparent)]
+    Change(#[from] ChangeError),
+    /// Nothing has changed: leadership cannot be transferred.
+    #[error(transparent)]
+    Transfer(#[from] TransferError),
+    /// The group has stopped.
+    #[error("the raft group has stopped")]
+    Stopped,
+    /// The change was started, but this node does not learn what comes of it: leadership was lost, or the group stopped.
+    #[error("the outcome is not known; look at the members")]
+    Indefinite,
+    /// Leadership is where it was: the other node did not take over in time.
+    #[error("node {to} did not take over")]
+    NotTaken {
+        /// The node.
+        to: NodeId,
+    },
 }
 
 /// Why a read has no result. A read changes nothing: it may always be repeated.

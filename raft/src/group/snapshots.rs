@@ -8,6 +8,7 @@ use std::sync::mpsc::{Receiver, Sender};
 use super::handle::{Event, Shared};
 use super::incoming::SnapshotHeader;
 use super::traits::{SnapshotTransfer, SnapshotView, StateMachine, Transport};
+use crate::core::Membership;
 use crate::core::types::{NodeId, SnapshotMeta, Term};
 use crate::error::RaftError;
 use crate::planted::{Mistake, planted};
@@ -15,8 +16,8 @@ use crate::snapshot::SnapshotStore;
 
 /// Work for the snapshot keeper, done in order.
 pub(super) enum SnapshotJob {
-    /// Write the state at `snapshot`.
-    Write { snapshot: SnapshotMeta, view: Box<dyn SnapshotView> },
+    /// Write the state at `snapshot`, when the group had these members.
+    Write { snapshot: SnapshotMeta, members: Membership, view: Box<dyn SnapshotView> },
     /// Send `snapshot`, or a newer one, as the leader `from` of `term`.
     Send { from: NodeId, to: NodeId, term: Term, snapshot: SnapshotMeta },
     /// The newest snapshot is the one that the log begins after: the older ones go.
@@ -37,13 +38,13 @@ impl<M: StateMachine> SnapshotKeeper<M> {
     pub fn run(self) -> Result<(), RaftError> {
         while let Ok(job) = self.jobs.recv() {
             match job {
-                SnapshotJob::Write { snapshot, view } => {
+                SnapshotJob::Write { snapshot, members, view } => {
                     if planted(Mistake::CutBeforeSnapshot) {
                         let _ = self.events.send(Event::SnapshotTaken(Some(snapshot)));
-                        let _ = self.write(snapshot, view);
+                        let _ = self.write(snapshot, &members, view);
                         continue;
                     }
-                    let taken = match self.write(snapshot, view) {
+                    let taken = match self.write(snapshot, &members, view) {
                         Ok(()) => Some(snapshot),
                         Err(_) if self.shared.stopping.load(Ordering::Relaxed) => None,
                         Err(error) => {
@@ -64,8 +65,13 @@ impl<M: StateMachine> SnapshotKeeper<M> {
         Ok(())
     }
 
-    fn write(&self, snapshot: SnapshotMeta, view: Box<dyn SnapshotView>) -> io::Result<()> {
-        let file = self.snapshots.create(snapshot)?;
+    fn write(
+        &self,
+        snapshot: SnapshotMeta,
+        members: &Membership,
+        view: Box<dyn SnapshotView>,
+    ) -> io::Result<()> {
+        let file = self.snapshots.create(snapshot, members)?;
         let mut out = Stoppable { out: file, shared: &self.shared };
         view.write_to(&mut out)?;
         out.out.finish()?;

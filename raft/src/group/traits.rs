@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::incoming::SnapshotHeader;
 use crate::core::types::{Entry, HardState, Index, NodeId, SnapshotMeta, Term};
-use crate::core::{Message, SoftState};
+use crate::core::{Membership, Message, SoftState};
 use crate::wal::{Wal, WalError};
 
 /// The replicated state. It is owned by one activity, which calls it in log order.
@@ -62,6 +62,15 @@ pub trait Transport: Send + Sync + 'static {
     /// # Blocking
     /// Must not: a queue that is full drops. Raft repeats what matters.
     fn send(&self, to: NodeId, messages: Vec<Message>) -> Sent;
+
+    /// The group has these members from now on, this node perhaps not among them: where they are reached is in their addresses. Called
+    /// before the first message to any of them. Default: nothing.
+    ///
+    /// # Blocking
+    /// Must not.
+    fn members_changed(&self, members: &Membership) {
+        let _ = members;
+    }
 
     /// Starts to send a snapshot file; the receiver is given the header, the chunks, and the end
     /// ([`GroupHandle::begin_snapshot`](super::GroupHandle::begin_snapshot) and so on).

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::{SnapshotError, SnapshotOptions, SnapshotStore};
+use crate::core::Membership;
 use crate::core::types::SnapshotMeta;
 use crate::wal::Identity;
 use crate::wal::crash_disk::{CrashDisk, EIO, ENOSPC, Rng};
@@ -18,6 +19,10 @@ const METAS: [SnapshotMeta; 3] = [
     SnapshotMeta { index: 30, term: 2 },
 ];
 
+fn members() -> Membership {
+    Membership::of_voters([1, 2])
+}
+
 fn body(meta: SnapshotMeta) -> Vec<u8> {
     vec![meta.index as u8; 2000 + meta.index as usize]
 }
@@ -26,7 +31,7 @@ fn body(meta: SnapshotMeta) -> Vec<u8> {
 fn work(disk: &Arc<CrashDisk>, dir: &Path, finished: &mut Vec<SnapshotMeta>) -> Result<(), SnapshotError> {
     let store = SnapshotStore::open_on(disk.clone(), &dir.join("snapshots"), IDENTITY, OPTIONS)?;
     for meta in [METAS[0], METAS[1]] {
-        let mut writer = store.create(meta)?;
+        let mut writer = store.create(meta, &members())?;
         match writer.write_all(&body(meta)) {
             Ok(()) => {}
             Err(error) => {
@@ -39,7 +44,7 @@ fn work(disk: &Arc<CrashDisk>, dir: &Path, finished: &mut Vec<SnapshotMeta>) -> 
     }
     let sender = dir.join("sender");
     let sender = SnapshotStore::open(&sender, Identity { node_id: 2, ..IDENTITY }, OPTIONS).unwrap();
-    let mut writer = sender.create(METAS[2]).unwrap();
+    let mut writer = sender.create(METAS[2], &members()).unwrap();
     writer.write_all(&body(METAS[2])).unwrap();
     let bytes = fs::read(writer.finish().unwrap()).unwrap();
     let mut receiver = store.receive(METAS[2], bytes.len() as u64)?;

@@ -12,7 +12,7 @@ pub(super) const FOOTER_BYTES: usize = 16;
 pub(super) const BLOCK_BYTES_MAX: u32 = 16 << 20;
 
 const MAGIC: [u8; 8] = *b"SQUALSNP";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// A snapshot file's header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -258,9 +258,9 @@ mod tests {
     #[test]
     fn a_later_version_is_told_apart_from_damage() {
         let (mut bytes, _) = HEADER.encode();
-        bytes[8] = 2;
+        bytes[8] = 3;
         let crc = crc32c::crc32c(&bytes[..60]);
         bytes[60..].copy_from_slice(&crc.to_le_bytes());
-        assert!(matches!(Header::decode(&bytes), Err(Bad::Version(2))));
+        assert!(matches!(Header::decode(&bytes), Err(Bad::Version(3))));
     }
 }

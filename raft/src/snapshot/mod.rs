@@ -11,7 +11,7 @@
 //! | `snapshot-INDEX-TERM.snap` | a snapshot: whole, and durable before it had this name |
 //! | `snapshot-*.tmp` | being written or received; removed when given up, or at the next open |
 //!
-//! # Format, version 1
+//! # Format, version 2
 //!
 //! Numbers are little-endian; every byte is covered by a checksum that is verified when it is read.
 //!
@@ -24,7 +24,7 @@
 //! | 4, 4 | zeroes, CRC-32C of all before |
 //! | | **blocks**, each: |
 //! | 4, 4 | length, not 0; CRC-32C of the data, seeded with the header's CRC and the block's number from 0 (8 bytes) |
-//! | length | data |
+//! | length | data, which begin, all blocks taken together, with the group's members: length (4), configuration; then the state |
 //! | | **footer**: |
 //! | 4, 8 | 0, length of all data |
 //! | 4 | CRC-32C of the whole file before |
@@ -55,6 +55,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::core::Membership;
 use crate::core::types::SnapshotMeta;
 use crate::planted::{Mistake, planted};
 use crate::wal::Identity;
@@ -63,6 +64,8 @@ pub use error::SnapshotError;
 use format::{BLOCK_BYTES_MAX, BLOCK_HEADER_BYTES, Bad, Decoder, Encoder, Header};
 
 const LOCK_NAME: &str = "snapshot.lock";
+/// The longest configuration that a reader takes.
+const MEMBERS_BYTES_MAX: u32 = 1 << 20;
 /// An unfinished file is synced each time it has grown by this: one sync of a large file at its end would keep the
 /// disk from the log's small ones for as long as it takes.
 const SYNC_EVERY_BYTES: u64 = 8 << 20;
@@ -146,19 +149,28 @@ impl SnapshotStore {
         })
     }
 
-    /// Starts a snapshot file. Nothing of it can be seen before [`SnapshotFileWriter::finish`].
+    /// Starts the file of a snapshot at which the group had these members. Nothing of it can be seen before
+    /// [`SnapshotFileWriter::finish`].
     ///
     /// # Errors
     ///
     /// [`SnapshotError::NoSpace`], [`SnapshotError::Io`].
-    pub fn create(&self, meta: SnapshotMeta) -> Result<SnapshotFileWriter, SnapshotError> {
+    pub fn create(
+        &self,
+        meta: SnapshotMeta,
+        members: &Membership,
+    ) -> Result<SnapshotFileWriter, SnapshotError> {
         let block_bytes = self.options.block_bytes;
         let (header, encoder) = Encoder::new(&Header { writer: self.identity, meta, block_bytes });
         let mut draft = self.draft(meta)?;
         draft.write(&header)?;
         let block_bytes = block_bytes as usize;
         let block = vec![0; BLOCK_HEADER_BYTES];
-        Ok(SnapshotFileWriter { draft, encoder, block, block_bytes })
+        let mut writer = SnapshotFileWriter { draft, encoder, block, block_bytes };
+        let members = members.encode();
+        writer.put(&(members.len() as u32).to_le_bytes())?;
+        writer.put(&members)?;
+        Ok(writer)
     }
 
     /// Starts to receive the file of `total_bytes` that a peer sends of its snapshot at `meta`.
@@ -213,11 +225,11 @@ impl SnapshotStore {
     ///
     /// # Errors
     ///
-    /// As [`SnapshotStore::verify`], for the header.
+    /// As [`SnapshotStore::verify`], for the beginning.
     pub fn open_reader(&self, meta: SnapshotMeta) -> Result<SnapshotReader, SnapshotError> {
         let path = self.path(meta);
         let decoder = open_file(&path, &self.identity, meta)?;
-        Ok(SnapshotReader { path, decoder, block: Vec::new(), taken: 0, ended: false })
+        SnapshotReader::begin(path, decoder)
     }
 
     /// Opens a snapshot's file to be sent as it is, with its length in bytes. It stays readable when it is purged.
@@ -415,6 +427,19 @@ impl SnapshotFileWriter {
         self.draft.finish()
     }
 
+    fn put(&mut self, mut bytes: &[u8]) -> Result<(), SnapshotError> {
+        while !bytes.is_empty() {
+            let room = BLOCK_HEADER_BYTES + self.block_bytes - self.block.len();
+            let (taken, rest) = bytes.split_at(bytes.len().min(room));
+            self.block.extend_from_slice(taken);
+            if taken.len() == room {
+                self.write_block()?;
+            }
+            bytes = rest;
+        }
+        Ok(())
+    }
+
     fn write_block(&mut self) -> Result<(), SnapshotError> {
         if self.block.len() > BLOCK_HEADER_BYTES {
             self.encoder.block(&mut self.block);
@@ -427,13 +452,8 @@ impl SnapshotFileWriter {
 
 impl Write for SnapshotFileWriter {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let room = BLOCK_HEADER_BYTES + self.block_bytes - self.block.len();
-        let taken = &bytes[..bytes.len().min(room)];
-        self.block.extend_from_slice(taken);
-        if taken.len() == room {
-            self.write_block()?;
-        }
-        Ok(taken.len())
+        self.put(bytes)?;
+        Ok(bytes.len())
     }
 
     /// Does nothing: only [`SnapshotFileWriter::finish`] makes anything durable.
@@ -447,6 +467,7 @@ impl Write for SnapshotFileWriter {
 /// kind `InvalidData` and a [`SnapshotError`] as their cause.
 pub struct SnapshotReader {
     path: PathBuf,
+    members: Membership,
     decoder: Decoder<File>,
     block: Vec<u8>,
     /// How much of the block was handed out.
@@ -455,6 +476,49 @@ pub struct SnapshotReader {
 }
 
 impl SnapshotReader {
+    /// Reads up to where the state begins.
+    fn begin(path: PathBuf, decoder: Decoder<File>) -> Result<SnapshotReader, SnapshotError> {
+        let members = Membership::default();
+        let mut reader = SnapshotReader { path, members, decoder, block: Vec::new(), taken: 0, ended: false };
+        let mut length = [0; 4];
+        reader.fill(&mut length)?;
+        let length = u32::from_le_bytes(length);
+        if length > MEMBERS_BYTES_MAX {
+            return Err(reader.without_members());
+        }
+        let mut encoded = vec![0; length as usize];
+        reader.fill(&mut encoded)?;
+        match Membership::decode(&encoded) {
+            Some(members) => Ok(SnapshotReader { members, ..reader }),
+            None => Err(reader.without_members()),
+        }
+    }
+
+    /// The group's members at the snapshot.
+    #[must_use]
+    pub fn members(&self) -> &Membership {
+        &self.members
+    }
+
+    fn fill(&mut self, mut out: &mut [u8]) -> Result<(), SnapshotError> {
+        while !out.is_empty() {
+            if self.taken == self.block.len() {
+                self.next_block()?;
+                if self.ended {
+                    return Err(self.without_members());
+                }
+            }
+            let count = (&self.block[self.taken..]).read(out).expect("memory can be read");
+            self.taken += count;
+            out = &mut out[count..];
+        }
+        Ok(())
+    }
+
+    fn without_members(&self) -> SnapshotError {
+        bad_file(Bad::Damaged(0, "it does not begin with the group's members"), &self.path)
+    }
+
     /// Verifies what was not read yet, up to the end of the file. Without it, or a read to the end, a file cut
     /// between two blocks could pass as whole.
     ///
@@ -538,7 +602,7 @@ impl SnapshotReceiver {
         Ok(self.draft.bytes)
     }
 
-    /// Verifies the whole file, then makes it durable and visible under its name.
+    /// Verifies the whole file, then makes it durable and visible under its name. Returns the group's members at the snapshot, too.
     ///
     /// # Blocking
     ///
@@ -548,7 +612,7 @@ impl SnapshotReceiver {
     ///
     /// [`SnapshotError::BadTransfer`] when it is not whole, not the announced snapshot, or of another cluster; it is
     /// removed then. Else as [`SnapshotFileWriter::finish`].
-    pub fn finish(mut self) -> Result<(SnapshotMeta, PathBuf), SnapshotError> {
+    pub fn finish(mut self) -> Result<(SnapshotMeta, Membership, PathBuf), SnapshotError> {
         if self.draft.bytes != self.total_bytes {
             return Err(
                 self.bad_transfer(format!("{} of {} bytes arrived", self.draft.bytes, self.total_bytes))
@@ -556,10 +620,12 @@ impl SnapshotReceiver {
         }
         let path = self.draft.path.clone();
         let verified = open_file(&path, &self.identity, self.draft.meta).and_then(|decoder| {
-            SnapshotReader { path, decoder, block: Vec::new(), taken: 0, ended: false }.finish()
+            let reader = SnapshotReader::begin(path, decoder)?;
+            let members = reader.members().clone();
+            reader.finish().map(|()| members)
         });
         match verified {
-            Ok(()) => Ok((self.draft.meta, self.draft.finish()?)),
+            Ok(members) => Ok((self.draft.meta, members, self.draft.finish()?)),
             Err(error @ SnapshotError::Io { .. }) => Err(error),
             Err(error) => Err(self.bad_transfer(error.to_string())),
         }

@@ -19,7 +19,7 @@ pub(super) const ENTRY_BYTES_MAX: usize = 1 << 30;
 const RECORD_BYTES_TARGET: usize = 1 << 20;
 
 const MAGIC: [u8; 8] = *b"SQUALWAL";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HEADER_CRC_AT: usize = HEADER_BYTES - 4;
 const ENTRIES_PREFIX_BYTES: usize = 16;
 const ENTRY_PREFIX_BYTES: usize = 16;
@@ -63,6 +63,8 @@ pub(super) struct Tail {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct SegmentHeader {
     pub(super) identity: Identity,
+    /// Random, never 0, drawn when the log was created; the same in all segments.
+    pub(super) incarnation: u64,
     pub(super) sequence: u64,
     /// Random, never 0; every record of this segment repeats it.
     pub(super) salt: u32,
@@ -99,6 +101,7 @@ impl SegmentHeader {
         put_u32(&mut fields, self.salt);
         fields.extend_from_slice(&self.identity.cluster_id);
         put_u64(&mut fields, self.identity.node_id);
+        put_u64(&mut fields, self.incarnation);
         put_u64(&mut fields, self.sequence);
         put_u32(&mut fields, u32::from(self.restarts));
         put_u32(&mut fields, self.previous.link);
@@ -138,6 +141,7 @@ impl SegmentHeader {
         }
         let salt = fields.u32()?;
         let identity = Identity { cluster_id: fields.take(16)?.try_into().ok()?, node_id: fields.u64()? };
+        let incarnation = fields.u64()?;
         let sequence = fields.u64()?;
         let restarts = fields.u32()? != 0;
         let link = fields.u32()?;
@@ -148,7 +152,8 @@ impl SegmentHeader {
             first_index: fields.u64()?,
             next_index: fields.u64()?,
         };
-        state.is_sound().then_some(Ok(SegmentHeader { identity, sequence, salt, restarts, previous, state }))
+        let header = SegmentHeader { identity, incarnation, sequence, salt, restarts, previous, state };
+        (state.is_sound() && incarnation != 0).then_some(Ok(header))
     }
 }
 
@@ -359,6 +364,7 @@ fn entry_kind_number(kind: EntryKind) -> u32 {
     match kind {
         EntryKind::Command => 0,
         EntryKind::Noop => 1,
+        EntryKind::Members => 2,
     }
 }
 
@@ -366,6 +372,7 @@ fn entry_kind(number: u32) -> Option<EntryKind> {
     match number {
         0 => Some(EntryKind::Command),
         1 => Some(EntryKind::Noop),
+        2 => Some(EntryKind::Members),
         _ => None,
     }
 }
@@ -418,6 +425,7 @@ mod tests {
     fn header() -> SegmentHeader {
         SegmentHeader {
             identity: Identity { cluster_id: *b"sixteen bytes id", node_id: 3 },
+            incarnation: 1 << 40,
             sequence: 9,
             salt: 5,
             restarts: true,
@@ -456,10 +464,10 @@ mod tests {
     #[test]
     fn a_header_of_a_later_version_is_told_apart_from_damage() {
         let (mut block, _) = header().encode();
-        block[8] = 2;
+        block[8] = 3;
         let crc = crc32c::crc32c(&block[..HEADER_CRC_AT]);
         block[HEADER_CRC_AT..].copy_from_slice(&crc.to_le_bytes());
-        assert_eq!(SegmentHeader::decode(&block), Err(BadHeader::Version(2)));
+        assert_eq!(SegmentHeader::decode(&block), Err(BadHeader::Version(3)));
     }
 
     #[test]

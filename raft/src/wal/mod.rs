@@ -12,7 +12,7 @@
 //! | `NNN.spare` | a segment taken out of use, whose blocks the next new segment will use |
 //! | `NNN.wal.tmp` | a segment that was being created when the process died; removed at the next open |
 //!
-//! # Format, version 1
+//! # Format, version 2
 //!
 //! Numbers are little-endian. A **segment** starts with a header of 4,096 bytes, which is synced before the file gets
 //! its name and never changes in that life of the file:
@@ -22,6 +22,7 @@
 //! | 8, 4 | magic `SQUALWAL`, version |
 //! | 4 | salt: random, never 0, new in each life of the file |
 //! | 16, 8 | cluster id, node id |
+//! | 8 | incarnation: random, never 0, drawn when the log was created; the same in all segments |
 //! | 8 | sequence number, as in the name |
 //! | 4 | 1 if the log restarts here (after an installed snapshot), else 0 |
 //! | 4, 8 | link and offset at which the records of the segment before end |
@@ -45,7 +46,7 @@
 //! | kind | payload |
 //! |---|---|
 //! | 1 hard state | term, vote, commit: 8 bytes each |
-//! | 2 entries | index of the first, count: 8 each; then for each entry: term 8, length 4, kind 4 (0 command, 1 no-op), data |
+//! | 2 entries | index of the first, count: 8 each; then for each entry: term 8, length 4, kind 4 (0 command, 1 no-op, 2 members), data |
 //! | 3 compaction | snapshot index and term, first index kept: 8 each |
 //! | 4 seal | none |
 //!
@@ -154,6 +155,9 @@ pub struct Recovered {
     /// The log, without a gap. It starts at the `keep_from` of the last compaction, which is at most
     /// `snapshot.index + 1`: so it may overlap the snapshot. See [`Recovered::entries_after`].
     pub entries: Vec<Entry>,
+    /// Drawn at random when the log was created, never 0: tells it from any other log that may exist under the same identity, before
+    /// it or after.
+    pub incarnation: u64,
     /// Where the log was cut, if a crash interrupted a write.
     pub torn_tail: Option<TornTail>,
 }
@@ -229,10 +233,11 @@ impl Wal {
         }
         let lock = DirLock::acquire(&lock_path)?.ok_or(WalError::Locked { path: lock_path })?;
         let listing = recovery::list(dir, &identity)?;
+        let incarnation = listing.segments.last().map(|segment| segment.header.incarnation);
         let recovery = recovery::recover(dir, listing.segments)?;
 
         // The directory is sound and ours: from here on it may be changed.
-        let mut store = SegmentStore::new(disk, dir, identity, options, listing.spares)?;
+        let mut store = SegmentStore::new(disk, dir, identity, incarnation, options, listing.spares)?;
         for path in &listing.leftovers {
             store.remove(path)?;
         }
@@ -255,7 +260,8 @@ impl Wal {
         }
         let commit = state.hard_state.commit.clamp(state.snapshot.index, state.next_index - 1);
         let hard_state = HardState { commit, ..state.hard_state };
-        let recovered = Recovered { hard_state, snapshot: state.snapshot, entries, torn_tail };
+        let incarnation = store.incarnation;
+        let recovered = Recovered { hard_state, snapshot: state.snapshot, entries, incarnation, torn_tail };
         let wal = Wal { store, closed, active, buffer: Vec::new(), state, poison: None, _lock: lock };
         Ok((wal, recovered))
     }

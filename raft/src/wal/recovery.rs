@@ -79,6 +79,13 @@ pub(super) fn list(dir: &Path, identity: &Identity) -> Result<Listing, WalError>
         }
     }
     listing.segments.sort_unstable_by_key(|segment| segment.header.sequence);
+    let foreign =
+        listing.segments.windows(2).find(|pair| pair[0].header.incarnation != pair[1].header.incarnation);
+    if let Some(pair) = foreign {
+        let reason = "the segment is of another life of this node's log than the one before it".into();
+        let index = pair[1].header.state.next_index;
+        return Err(WalError::Corrupt { file: pair[1].path.clone(), offset: 0, index, reason });
+    }
     if listing.segments.is_empty() && !listing.spares.is_empty() {
         // A segment becomes a spare only when a newer one is in place.
         let reason = "there are spare segments, but the log's segments are missing".into();
@@ -434,7 +441,15 @@ mod tests {
     fn recover_records(records: &[(u8, &[u8], u32)]) -> Result<Recovery, WalError> {
         let previous = Tail { end: 0, link: 0 };
         let (identity, state) = (IDENTITY, LogState::EMPTY);
-        let header = SegmentHeader { identity, sequence: 1, salt: 8, restarts: false, previous, state };
+        let header = SegmentHeader {
+            identity,
+            incarnation: 6,
+            sequence: 1,
+            salt: 8,
+            restarts: false,
+            previous,
+            state,
+        };
         let (block, chain) = header.encode();
         let mut file = block.to_vec();
         let mut link = chain.seed;

@@ -73,19 +73,31 @@ pub(super) struct SegmentStore {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
     identity: Identity,
+    /// Of the log; see [`SegmentHeader`].
+    pub(super) incarnation: u64,
     pub(super) options: WalOptions,
     spares: Vec<PathBuf>,
 }
 
 impl SegmentStore {
+    /// `incarnation` is that of the log found in `dir`; without one it begins a new life.
     pub(super) fn new(
         disk: Arc<dyn Disk>,
         dir: &Path,
         identity: Identity,
+        incarnation: Option<u64>,
         options: WalOptions,
         spares: Vec<PathBuf>,
     ) -> Result<SegmentStore, DiskFault> {
-        let mut store = SegmentStore { disk, dir: dir.to_path_buf(), identity, options, spares };
+        let dir = dir.to_path_buf();
+        let incarnation = match incarnation {
+            Some(incarnation) => incarnation,
+            None => getrandom::u64()
+                .map_err(|error| io::Error::other(error.to_string()))
+                .map_err(DiskFault::of("draw a random incarnation for the log in", &dir))?
+                .max(1),
+        };
+        let mut store = SegmentStore { disk, dir, identity, incarnation, options, spares };
         while store.spares.len() > options.spare_segments_max
             && let Some(surplus) = store.spares.pop()
         {
@@ -159,8 +171,9 @@ impl SegmentStore {
             .map_err(|error| io::Error::other(error.to_string()))
             .map_err(DiskFault::of("draw a random salt for a segment in", &self.dir))?
             .max(1);
-        let identity = self.identity;
-        let (header, chain) = SegmentHeader { identity, sequence, salt, restarts, previous, state }.encode();
+        let SegmentStore { identity, incarnation, .. } = *self;
+        let (header, chain) =
+            SegmentHeader { identity, incarnation, sequence, salt, restarts, previous, state }.encode();
         let (path, file) = match self.spares.pop() {
             Some(spare) => {
                 let file = OpenOptions::new().read(true).write(true).open(&spare);

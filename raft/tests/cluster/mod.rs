@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use squall_raft::RaftError;
 use squall_raft::core::types::{Entry, HardState, Index, NodeId, SnapshotMeta, Term};
-use squall_raft::core::{Config, Message, Role};
+use squall_raft::core::{Config, Membership, Message, Role};
 use squall_raft::group::{
     Group, GroupConfig, GroupHandle, LogStore, Sent, SnapshotTransfer, SnapshotView, StateMachine, Storage,
     Transport,
@@ -232,7 +232,8 @@ impl Cluster {
         let disk = Arc::new(Disk::default());
         let Storage { log, recovered, snapshots } = self.storage(id)?;
         let log = Box::new(TestLog { log, disk: Arc::clone(&disk) });
-        let mut config = GroupConfig::new(Config::new(id, (1..=self.size).collect()));
+        let mut config = GroupConfig::new(Config::new(id));
+        config.founders = Membership::of_voters(1..=self.size);
         config.tick = Duration::from_millis(10);
         (self.tune)(&mut config);
         let link = Arc::new(Link { from: id, links: Arc::clone(&self.links) });

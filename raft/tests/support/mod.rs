@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use squall_raft::core::types::{Entry, EntryKind, HardState, Index, NodeId, SnapshotMeta, Term};
-use squall_raft::core::{Body, Config, Message, Raft, Ready, Role};
+use squall_raft::core::{Body, Config, MemberChange, Membership, Message, Raft, Ready, Role, StepError};
 
 /// A small seeded generator (splitmix64), so that every run can be repeated.
 pub struct Rng(pub u64);
@@ -41,6 +41,8 @@ pub struct Disk {
     pub hard_state: HardState,
     pub snapshot: SnapshotMeta,
     pub entries: Vec<Entry>,
+    /// 0 in a network whose members never change.
+    pub incarnation: u64,
 }
 
 impl Disk {
@@ -70,6 +72,22 @@ pub struct Node {
     /// Reads under way: context to the commit index that the read must see.
     pub reads: BTreeMap<u64, Index>,
     pub reads_done: u64,
+    /// It has been told that it does not belong to the group, and has stopped.
+    pub evicted: bool,
+}
+
+impl Node {
+    fn new(disk: Disk) -> Node {
+        Node {
+            raft: None,
+            disk,
+            writes: VecDeque::new(),
+            state: (0, 0),
+            reads: BTreeMap::new(),
+            reads_done: 0,
+            evicted: false,
+        }
+    }
 }
 
 pub struct Network {
@@ -77,9 +95,18 @@ pub struct Network {
     pub messages: Vec<Message>,
     /// Links that lose everything, as (from, to).
     pub cut: BTreeSet<(NodeId, NodeId)>,
+    /// Nothing that this node appends arrives.
+    pub hold: Option<NodeId>,
+    /// Members lose their disks.
+    pub disks_lost: bool,
     pub rng: Rng,
     tune: fn(&mut Config),
+    /// The members before the first entry.
+    founders: Membership,
+    next_incarnation: u64,
     next_read: u64,
+    /// The highest commit index that anybody has ever known.
+    commit_known: Index,
     /// Every committed entry, as applied by the first node that did.
     pub committed: BTreeMap<Index, Entry>,
     /// The digest of the state after each committed entry.
@@ -96,34 +123,103 @@ fn digest(state: u64, entry: &Entry) -> u64 {
 }
 
 impl Network {
+    /// A group of `size` voters, which is not meant to change.
     pub fn new(size: u64, seed: u64, tune: fn(&mut Config)) -> Network {
-        let mut network = Network {
-            nodes: BTreeMap::new(),
-            messages: Vec::new(),
-            cut: BTreeSet::new(),
-            rng: Rng(seed),
-            tune,
-            next_read: 0,
-            committed: BTreeMap::new(),
-            digests: BTreeMap::from([(0, 0)]),
-            leaders: BTreeMap::new(),
-            created: BTreeMap::new(),
-        };
+        let mut network = Network::empty(Membership::of_voters(1..=size), seed, tune);
         for id in 1..=size {
-            let node = Node {
-                raft: None,
-                disk: Disk::default(),
-                writes: VecDeque::new(),
-                state: (0, 0),
-                reads: BTreeMap::new(),
-                reads_done: 0,
-            };
-            network.nodes.insert(id, node);
+            network.nodes.insert(id, Node::new(Disk::default()));
         }
         for id in 1..=size {
             network.restart(id);
         }
         network
+    }
+
+    /// `size` nodes, the first `founders` of which found a group as the driver does: with a committed first entry.
+    pub fn founded(size: u64, founders: u64, seed: u64, tune: fn(&mut Config)) -> Network {
+        let mut network = Network::empty(Membership::default(), seed, tune);
+        let data = Membership::of_voters(1..=founders).encode();
+        let entry = Entry { index: 1, term: 1, kind: EntryKind::Members, data };
+        network.committed.insert(1, entry.clone());
+        network.digests.insert(1, digest(0, &entry));
+        for id in 1..=size {
+            let mut disk = network.blank_disk();
+            if id <= founders {
+                disk.hard_state = HardState { term: 1, vote: None, commit: 1 };
+                disk.entries.push(entry.clone());
+            }
+            network.nodes.insert(id, Node::new(disk));
+            network.restart(id);
+        }
+        network
+    }
+
+    fn empty(founders: Membership, seed: u64, tune: fn(&mut Config)) -> Network {
+        Network {
+            nodes: BTreeMap::new(),
+            messages: Vec::new(),
+            cut: BTreeSet::new(),
+            hold: None,
+            disks_lost: false,
+            rng: Rng(seed),
+            tune,
+            founders,
+            next_incarnation: 1000,
+            next_read: 0,
+            commit_known: 0,
+            committed: BTreeMap::new(),
+            digests: BTreeMap::from([(0, 0)]),
+            leaders: BTreeMap::new(),
+            created: BTreeMap::new(),
+        }
+    }
+
+    fn blank_disk(&mut self) -> Disk {
+        self.next_incarnation += 1;
+        Disk { incarnation: self.next_incarnation, ..Disk::default() }
+    }
+
+    /// A node that is down loses its disk, and gets a new one.
+    pub fn wipe(&mut self, id: NodeId) {
+        assert!(!self.is_up(id));
+        let disk = self.blank_disk();
+        self.node_mut(id).disk = disk;
+    }
+
+    /// The configuration that is committed at `index`.
+    pub fn members_at(&self, index: Index) -> Membership {
+        let entries = self.committed.range(..=index).rev().map(|(_, entry)| entry);
+        let latest = entries.into_iter().find(|entry| entry.kind == EntryKind::Members);
+        latest.map_or(self.founders.clone(), |entry| Membership::decode(&entry.data).expect("committed"))
+    }
+
+    /// The latest configuration that anybody has applied.
+    pub fn members(&self) -> Membership {
+        self.members_at(Index::MAX)
+    }
+
+    /// Whether `id` is a member, or will be if an entry is committed that somebody has created.
+    pub fn may_be_member(&self, id: NodeId) -> bool {
+        let committed = self.committed.keys().next_back().copied().unwrap_or(0);
+        let later = self.created.iter().filter(|((index, _), _)| *index > committed);
+        let members = later.filter_map(|(_, data)| Membership::decode(data));
+        self.members().contains(id) || members.into_iter().any(|members| members.contains(id))
+    }
+
+    /// Whether the node took it.
+    pub fn change_members(&mut self, id: NodeId, changes: &[MemberChange]) -> bool {
+        let Some(raft) = self.node_mut(id).raft.as_mut() else { return false };
+        let taken = raft.change_members(changes).is_ok();
+        self.drain(id);
+        taken
+    }
+
+    /// Whether the node has begun to.
+    pub fn transfer(&mut self, id: NodeId, to: Option<NodeId>) -> bool {
+        let Some(raft) = self.node_mut(id).raft.as_mut() else { return false };
+        let taken = raft.transfer_leadership(to).is_ok();
+        self.drain(id);
+        taken
     }
 
     pub fn ids(&self) -> Vec<NodeId> {
@@ -148,15 +244,17 @@ impl Network {
 
     /// Starts a node on what its disk holds. Its state machine starts at the snapshot.
     pub fn restart(&mut self, id: NodeId) {
-        let voters = self.ids();
         let disk = self.nodes[&id].disk.clone();
-        let mut config = Config::new(id, voters);
+        let mut config = Config::new(id);
+        config.incarnation = disk.incarnation;
         (self.tune)(&mut config);
+        let members = self.members_at(disk.snapshot.index);
         let state = (disk.snapshot.index, self.digests[&disk.snapshot.index]);
-        let raft =
-            Raft::new(config, disk.hard_state, disk.snapshot, disk.entries).expect("the disk is sound");
+        let raft = Raft::new(config, disk.hard_state, disk.snapshot, members, disk.entries)
+            .expect("the disk is sound");
         let node = self.node_mut(id);
         node.raft = Some(raft);
+        node.evicted = false;
         node.state = state;
         self.drain(id);
     }
@@ -175,7 +273,9 @@ impl Network {
     pub fn drain(&mut self, id: NodeId) {
         loop {
             let Some(raft) = self.node_mut(id).raft.as_mut() else { return };
+            let commit = raft.committed();
             let Some(ready) = raft.ready() else { break };
+            self.commit_known = self.commit_known.max(commit);
             if ready.soft_state.is_some_and(|soft| soft.role == Role::Leader) {
                 self.check_new_leader(id);
             }
@@ -203,9 +303,26 @@ impl Network {
             assert!(read.index >= at_least, "stale read: sees {}, {at_least} was committed", read.index);
             node.reads_done += 1;
         }
+        let evicted = ready.evicted;
         if ready.seq != 0 {
             self.node_mut(id).writes.push_back(ready);
         }
+        if evicted {
+            self.evict(id);
+        }
+    }
+
+    /// A node that was told to go has been removed, or its disk is not the member's.
+    fn evict(&mut self, id: NodeId) {
+        let incarnation = self.nodes[&id].disk.incarnation;
+        // A leader may know that this is committed before anybody has applied it.
+        let strange = self.created.iter().any(|(&(index, _), data)| {
+            let members = Membership::decode(data).filter(|_| index <= self.commit_known);
+            members.is_some_and(|members| !members.admits(id, incarnation))
+        });
+        assert!(strange, "node {id} was told to go without a reason: {:#?}", self.summary());
+        self.crash(id, usize::MAX);
+        self.node_mut(id).evicted = true;
     }
 
     /// State-machine safety: no two nodes apply different entries at one index.
@@ -273,9 +390,13 @@ impl Network {
     pub fn deliver(&mut self, message: Message) {
         let Message { from, to, .. } = message;
         let snapshot = matches!(message.body, Body::InstallSnapshot { .. });
-        let arrives = !self.cut.contains(&(from, to)) && self.is_up(to);
+        let held = self.hold == Some(from) && matches!(message.body, Body::Append { .. });
+        let arrives = !held && !self.cut.contains(&(from, to)) && self.is_up(to);
         if arrives {
-            self.raft(to).step(message).expect("well-behaved nodes send nothing that is refused");
+            let step = self.raft(to).step(message);
+            // Only a node that has lost its disk hears of entries that it should have.
+            let lost_disk = self.disks_lost && matches!(step, Err(StepError::LostEntries { .. }));
+            assert!(lost_disk || step.is_ok(), "well-behaved nodes send nothing that is refused: {step:?}");
             self.drain(to);
         }
         if snapshot && self.is_up(from) {
@@ -338,6 +459,19 @@ impl Network {
         panic!("no leader in 200 rounds");
     }
 
+    /// Makes everybody else forget the leader they hear, so that `id` can be elected, and has it elected.
+    pub fn elect_instead(&mut self, id: NodeId) {
+        for other in self.ids() {
+            for _ in 0..10 {
+                if other != id && self.is_up(other) && self.raft(other).soft_state().role != Role::Leader {
+                    self.tick(other);
+                }
+            }
+        }
+        self.messages.clear();
+        self.elect_node(id);
+    }
+
     /// Ticks only `id` until it campaigns, and everything that follows, until it leads.
     pub fn elect_node(&mut self, id: NodeId) {
         for _ in 0..100 {
@@ -396,9 +530,31 @@ impl Network {
         commands.map(|e| String::from_utf8_lossy(&e.data).into_owned()).collect()
     }
 
-    /// Every node runs and has applied the same.
+    /// A line on each node, for failures.
+    pub fn summary(&self) -> Vec<String> {
+        let mut lines =
+            vec![format!("committed: {} at {:?}", self.members(), self.committed.keys().next_back())];
+        for (id, node) in &self.nodes {
+            let incarnation = node.disk.incarnation;
+            lines.push(match node.raft.as_ref().map(Raft::status) {
+                Some(s) => format!(
+                    "{id} ({incarnation}): {:?} in term {}, leader {:?}, log {}..={} committed {} applied {}, {} at {} {:?}, {:?}",
+                    s.role, s.term, s.leader, s.first_index, s.last_index, s.committed, s.applied, s.membership,
+                    s.membership_index,
+                    s.membership.iter().map(|(id, member, _)| (id, member.incarnation)).collect::<Vec<_>>(),
+                    s.peers
+                ),
+                None => format!("{id} ({incarnation}): down, evicted {}", node.evicted),
+            });
+        }
+        lines
+    }
+
+    /// Every member runs and has applied the same.
     pub fn agrees(&self) -> bool {
-        let mut states = self.nodes.values().map(|n| (n.raft.is_some(), n.state));
+        let members = self.members();
+        let nodes = self.nodes.iter().filter(|(id, _)| members.contains(**id));
+        let mut states = nodes.map(|(_, n)| (n.raft.is_some(), n.state));
         let first = states.next();
         first.is_some_and(|(up, _)| up) && states.all(|state| Some(state) == first)
     }

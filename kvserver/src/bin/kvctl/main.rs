@@ -6,6 +6,7 @@
 
 mod bench;
 mod keys;
+mod members;
 mod output;
 mod shell;
 mod status;
@@ -31,6 +32,8 @@ Examples:
   kvctl list user: --values              kvctl watch --prefix user:
   kvctl bench --clients 64 --seconds 10  kvctl -f test.conf status
   kvctl exec INCR counter                kvctl shell
+  kvctl member list                      kvctl member add 4 10.0.0.4:7001
+  kvctl member promote 4                 kvctl transfer 4
 
 Writes are applied exactly once, whatever fails on the way. Values go to standard output as they are, messages to standard error.
 Exit codes: 0 done, 1 no such key or the condition does not hold, 2 failed.";
@@ -74,6 +77,11 @@ enum Action {
     Bench(bench::Bench),
     /// Show every node: its role, term and progress.
     Status,
+    /// Show who belongs to the cluster, or change it.
+    #[command(subcommand)]
+    Member(members::Member),
+    /// Hand leadership over to a node, or to whichever is furthest.
+    Transfer(members::Transfer),
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -123,6 +131,8 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Action::Shell => shell::run(&cluster),
         Action::Bench(bench) => bench.run(&cluster),
         Action::Status => status::run(&cluster),
+        Action::Member(member) => member.run(&cluster),
+        Action::Transfer(transfer) => transfer.run(&cluster),
         Action::Completions { .. } => unreachable!("answered above"),
     }
 }
