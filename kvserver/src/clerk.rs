@@ -4,10 +4,11 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use squall_rpc::{Client, ClientConfig, LocalIdentity, RpcError};
+use squall_rpc::proto::kv::{MembersRequest, MembersResponse};
+use squall_rpc::{Client, ClientConfig, LocalIdentity, Method, RpcError, proto};
 
-use crate::config::ClusterConfig;
-use crate::node::{ExecuteFailure, Request, call};
+use crate::config::{ClusterConfig, NodeConfig};
+use crate::node::{ExecuteFailure, Request, address_from_wire, call};
 use crate::resp::Reply;
 
 /// The pause before all nodes are tried again.
@@ -15,6 +16,9 @@ const RETRY_PAUSE: Duration = Duration::from_millis(20);
 /// How long a node may take at first, before the next one is asked: it may have frozen. Each time that was
 /// not enough it doubles, because a large write on a slow disk is legal.
 const ATTEMPT_TIMEOUT_MIN: Duration = Duration::from_secs(2);
+
+/// How long a node may take to say who the members are.
+const MEMBERS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Why an operation has no result.
 #[derive(Debug, thiserror::Error)]
@@ -57,12 +61,15 @@ pub enum ClerkError {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Clerk {
-    clients: Vec<(u64, Client)>,
+    local: LocalIdentity,
+    rpc: ClientConfig,
     timeout: Duration,
     session: Mutex<Session>,
 }
 
 struct Session {
+    /// Of the nodes in the configuration, and of members that joined later. Never empty.
+    clients: Vec<(u64, Client)>,
     /// 0 until the first write opens it.
     client_id: u128,
     seq: u64,
@@ -78,20 +85,17 @@ impl Clerk {
     pub fn new(config: &ClusterConfig) -> Result<Self, ClerkError> {
         let local = LocalIdentity { cluster_id: config.settings.cluster_id.to_be_bytes(), node_id: 0 };
         let body_bytes_max = config.settings.limits().request_bytes_max as usize + (4 << 20);
-        let client = |node: &crate::config::NodeConfig| {
-            let rpc = ClientConfig {
-                expected_node_id: Some(node.id),
-                body_bytes_max,
-                queue_bytes_max: 2 * body_bytes_max,
-                connect_timeout: Duration::from_secs(1),
-                backoff_max: Duration::from_millis(200),
-                ..ClientConfig::default()
-            };
-            Ok((node.id, Client::new(node.rpc_address(), rpc, local)?))
+        let rpc = ClientConfig {
+            body_bytes_max,
+            queue_bytes_max: 2 * body_bytes_max,
+            connect_timeout: Duration::from_secs(1),
+            backoff_max: Duration::from_millis(200),
+            ..ClientConfig::default()
         };
+        let client = |node: &NodeConfig| Ok((node.id, connect(node, &rpc, local)?));
         let clients = config.nodes.iter().map(client).collect::<Result<_, RpcError>>()?;
-        let session = Mutex::new(Session { client_id: 0, seq: 0, leader: 0 });
-        Ok(Self { clients, timeout: Duration::from_secs(10), session })
+        let session = Mutex::new(Session { clients, client_id: 0, seq: 0, leader: 0 });
+        Ok(Self { local, rpc, timeout: Duration::from_secs(10), session })
     }
 
     /// Gives up an operation after this long.
@@ -204,7 +208,7 @@ impl Clerk {
         let mut failures = 0;
         let mut attempt_timeout = ATTEMPT_TIMEOUT_MIN;
         loop {
-            let (_, client) = &self.clients[session.leader];
+            let (_, client) = &session.clients[session.leader];
             let asked = Instant::now();
             let timeout = attempt_timeout.min(self.timeout.saturating_sub(started.elapsed()));
             let failure = match call(client, request, false, timeout, &|| true) {
@@ -234,19 +238,51 @@ impl Clerk {
                     None => ClerkError::NoLeader { waited: started.elapsed(), last: failure },
                 });
             }
-            let hinted = hint.and_then(|id| self.clients.iter().position(|(other, _)| *other == id));
+            let position = |session: &Session, id| session.clients.iter().position(|(other, _)| *other == id);
+            if hint.is_some_and(|id| position(session, id).is_none()) {
+                self.learn_members(session);
+            }
+            let hinted = hint.and_then(|id| position(session, id));
             match hinted.filter(|position| *position != session.leader) {
                 Some(position) => session.leader = position,
                 None => {
-                    session.leader = (session.leader + 1) % self.clients.len();
+                    session.leader = (session.leader + 1) % session.clients.len();
                     failures += 1;
-                    if failures % self.clients.len() == 0 {
+                    if failures % session.clients.len() == 0 {
                         std::thread::sleep(RETRY_PAUSE);
                     }
                 }
             }
         }
     }
+}
+
+impl Clerk {
+    /// The leader joined after the configuration was written: whoever named it knows where it is.
+    fn learn_members(&self, session: &mut Session) {
+        let (_, client) = &session.clients[session.leader];
+        let body = proto::encode(&MembersRequest::default());
+        let answer = client.call(Method::KV_MEMBERS, body, MEMBERS_TIMEOUT, 0);
+        let Some(response) = answer.ok().and_then(|answer| proto::decode::<MembersResponse>(answer).ok())
+        else {
+            return; // The next attempt asks again.
+        };
+        for member in response.members {
+            let id = member.node_id;
+            let node = member.address.and_then(|address| address_from_wire(id, &address));
+            let is_known = session.clients.iter().any(|(known, _)| *known == id);
+            if let Some(Ok(client)) =
+                node.filter(|_| !is_known).map(|node| connect(&node, &self.rpc, self.local))
+            {
+                session.clients.push((id, client));
+            }
+        }
+    }
+}
+
+fn connect(node: &NodeConfig, rpc: &ClientConfig, local: LocalIdentity) -> Result<Client, RpcError> {
+    let rpc = ClientConfig { expected_node_id: Some(node.id), ..rpc.clone() };
+    Client::new(node.rpc_address(), rpc, local)
 }
 
 fn unexpected(reply: Reply) -> ClerkError {
@@ -258,6 +294,7 @@ fn unexpected(reply: Reply) -> ClerkError {
 
 impl Drop for Clerk {
     fn drop(&mut self) {
-        self.clients.iter().for_each(|(_, client)| client.close());
+        let session = self.session.get_mut().unwrap_or_else(PoisonError::into_inner);
+        session.clients.iter().for_each(|(_, client)| client.close());
     }
 }

@@ -71,6 +71,14 @@ fn a_cluster_grows_from_one_to_three_to_five_and_shrinks_to_three_while_clients_
     let expected: Vec<String> = left.iter().map(|id| format!("{id} voter")).collect();
     assert_eq!(members(&cluster), expected.join(", "));
     clients.wait_for_operations(100);
+    // A client whose file was written before the leader joined.
+    let last = *left.last().unwrap();
+    if cluster.wait_for_leader() != last {
+        kvctl(&cluster, &["transfer", &last.to_string()]);
+    }
+    cluster.write_config_of(last as usize - 1, &[PATIENT, CLUSTER_ID]);
+    let written = cluster.kvctl(&["--timeout", "50", "put", "by", "an old file"]);
+    assert!(written.status.success(), "{written:?}");
     println!("{} operations", clients.check());
 }
 
