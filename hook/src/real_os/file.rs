@@ -2,7 +2,7 @@
 
 use super::disk;
 use super::kind::{self, Kind};
-use super::poll::is_ready;
+use super::poll::{has_error, is_ready};
 use super::socket::{VectorWindow, retry_receive, send_all, send_on_socket, total};
 use super::wait::{is_nonblocking, retry, retry_stream};
 use super::window::without_blocking;
@@ -69,18 +69,29 @@ fn read_as_known(current: Current<'_>, fd: RawFd, buffers: &mut [BufferMut]) -> 
                 retry_receive(fd, kind, slot, attempt)
             }
         }
-        Some((kind, slot)) => retry(fd, slot, Direction::Read, || {
-            if matches!(kind, Kind::NoWait | Kind::Anonymous) {
-                // SAFETY: as above; offset -1 means "where the file stands".
-                match unsafe { kernel::preadv2(fd, vectors, count, -1, libc::RWF_NOWAIT) } {
-                    Err(Errno::OPNOTSUPP) if kind == Kind::NoWait => slot.set_note(Kind::PollFirst as u8),
-                    Err(Errno::OPNOTSUPP) => {}
-                    answer => return answer,
+        Some((kind, slot)) => {
+            let mut has_waited = false;
+            retry(fd, slot, Direction::Read, || {
+                if matches!(kind, Kind::NoWait | Kind::Anonymous) {
+                    // SAFETY: as above; offset -1 means "where the file stands".
+                    match unsafe { kernel::preadv2(fd, vectors, count, -1, libc::RWF_NOWAIT) } {
+                        Err(Errno::OPNOTSUPP) if kind == Kind::NoWait => slot.set_note(Kind::PollFirst as u8),
+                        Err(Errno::OPNOTSUPP) => {}
+                        answer => return answer,
+                    }
                 }
-            }
-            // Somebody else may take what there is before this thread does.
-            if is_ready(fd, Direction::Read) { without_blocking(fd, direct)? } else { Err(Errno::AGAIN) }
-        }),
+                if !is_ready(fd, Direction::Read) {
+                    has_waited = true;
+                    return Err(Errno::AGAIN);
+                }
+                // Somebody else may take what there is before this thread does.
+                match without_blocking(fd, direct)? {
+                    // A terminal that was hung up meanwhile: to calls that come later it has ended, but those that it finds waiting fail.
+                    Ok(0) if has_waited && has_error(fd) => Err(Errno(libc::EIO)),
+                    answer => answer,
+                }
+            })
+        }
         // SAFETY: as above.
         None => unsafe { disk::read(current, fd, vectors, count, size, disk::WHERE_IT_STANDS) },
     }
