@@ -180,6 +180,7 @@ static COMMANDS: &[Spec] = &[
     write("cad", 3, Keys::First, write::cad),
     write("cas", -4, Keys::First, write::cas),
     connection("changes", -2, ConnectionCommand::Changes),
+    write("check", 2, Keys::None, write::check),
     connection("client", -2, ConnectionCommand::Client),
     connection("command", -1, ConnectionCommand::Command),
     connection("config", -2, ConnectionCommand::Config),
@@ -279,8 +280,9 @@ pub fn may_grow(arguments: &[Bytes]) -> bool {
     match find(arguments).map(|spec| (spec.action, spec.name)) {
         Ok((Action::Transaction, _)) => transaction::parse(arguments).is_ok_and(|parsed| parsed.may_grow()),
         Ok((Action::Write(_), name)) => {
-            const SHRINKING: [&str; 13] = [
+            const SHRINKING: [&str; 14] = [
                 "cad",
+                "check",
                 "del",
                 "delifeq",
                 "excad",

@@ -602,7 +602,7 @@ fn what_may_make_the_store_larger() {
     }
     // Whoever adds a write decides which it is.
     let writes = table().iter().filter(|spec| spec.kind() == Kind::Write);
-    assert_eq!(writes.count(), 29);
+    assert_eq!(writes.count(), 30);
 }
 
 #[test]

@@ -141,6 +141,8 @@ pub enum Write<'a> {
         /// What to answer if it does not exist.
         absent: i64,
     },
+    /// `CHECK`: every node sums up its state as it is after this, for `kvctl check` to compare.
+    Check(u64),
     /// `FLUSHALL` and `FLUSHDB`.
     Clear,
 }
@@ -315,6 +317,10 @@ impl Write<'_> {
                     store.set_expiry(key, None);
                 }
                 Reply::Integer(expires.into())
+            }
+            Write::Check(number) => {
+                store.request_check(number);
+                Reply::OK
             }
             Write::Clear => {
                 store.clear();
@@ -506,6 +512,10 @@ pub(super) fn del(arguments: &[Bytes]) -> Result<Write<'_>, Reply> {
 
 pub(super) fn persist(arguments: &[Bytes]) -> Result<Write<'_>, Reply> {
     Ok(Write::Persist(&arguments[1]))
+}
+
+pub(super) fn check(arguments: &[Bytes]) -> Result<Write<'_>, Reply> {
+    Ok(Write::Check(version(&arguments[1])?))
 }
 
 pub(super) fn flush(arguments: &[Bytes]) -> Result<Write<'_>, Reply> {

@@ -89,6 +89,12 @@ impl KvMachine {
         self.store.take_changes()
     }
 
+    /// The number of a check that an entry has asked for since this was called last: a sum over the state as it is now is wanted, on every
+    /// replica.
+    pub fn take_check(&mut self) -> Option<u64> {
+        self.store.take_check()
+    }
+
     /// How many changes there have been.
     pub fn revision(&self) -> u64 {
         self.store.revision()

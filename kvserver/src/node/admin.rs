@@ -19,6 +19,7 @@ use squall_profile::flame::{self, Subject};
 use squall_raft::group::GroupHandle;
 use squall_rpc::RpcMetrics;
 
+use super::check::Check;
 use super::machine::{Gauges, ReplicatedMachine};
 use super::members::part_name;
 use super::role_name;
@@ -211,6 +212,7 @@ impl Admin {
             "store_bytes": machine.store_bytes,
             "sessions": machine.sessions,
             "role": "stopped",
+            "check": self.gauges.check().map(Check::to_json),
         });
         if let Some(group) = self.group.status() {
             let raft = group.raft;

@@ -1,13 +1,14 @@
 //! The state machine as Raft drives it, and the figures about it that others may read without asking.
 
 use std::io::{self, Read, Write};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use squall_raft::core::types::{Index, Term};
 use squall_raft::group::{SnapshotView, StateMachine};
 
+use super::check::Check;
 use crate::history::History;
 use crate::machine::{ApplyError, KvMachine, MachineOptions, MachineStats, MachineView};
 use crate::resp::Reply;
@@ -31,6 +32,8 @@ pub(super) struct Gauges {
     log_time_ms: AtomicU64,
     /// From when on the machine wants a tick; `u64::MAX` if it does not.
     tick_due_ms: AtomicU64,
+    /// The latest sum over the state.
+    check: Mutex<Option<Check>>,
 }
 
 impl Gauges {
@@ -47,6 +50,11 @@ impl Gauges {
     /// The memory accounted to keys and values, in bytes.
     pub fn store_bytes(&self) -> u64 {
         self.store_bytes.load(Ordering::Relaxed)
+    }
+
+    /// The latest sum over the state that was asked for, if it is done.
+    pub fn check(&self) -> Option<Check> {
+        *self.check.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether expired or cleared keys wait to be removed by an entry.
@@ -80,13 +88,30 @@ impl ReplicatedMachine {
     }
 }
 
+impl ReplicatedMachine {
+    /// Of the state as it is now, while entries are applied.
+    fn sum_up(&self, number: u64, index: Index) {
+        let (view, gauges) = (self.machine.view(), Arc::clone(&self.gauges));
+        let started = crate::spawn("check", move || {
+            let check = Check::of(number, index, view);
+            *gauges.check.lock().unwrap_or_else(PoisonError::into_inner) = Some(check);
+        });
+        if let Err(error) = started {
+            log::warn!("the state is not summed up: {error}");
+        }
+    }
+}
+
 impl StateMachine for ReplicatedMachine {
     type Query = Query;
     type Output = Output;
 
-    fn apply(&mut self, _: Index, _: Term, command: &Bytes) -> Output {
+    fn apply(&mut self, index: Index, _: Term, command: &Bytes) -> Output {
         let output = self.machine.apply(command);
         self.history.record(self.machine.take_changes());
+        if let Some(number) = self.machine.take_check() {
+            self.sum_up(number, index);
+        }
         self.gauges.publish(&self.machine);
         output
     }

@@ -5,6 +5,7 @@
 
 mod admin;
 mod backend;
+mod check;
 mod executor;
 mod machine;
 mod members;

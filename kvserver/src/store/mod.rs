@@ -135,6 +135,8 @@ pub struct Store {
     revision: u64,
     /// Those that nobody has taken yet.
     changes: Vec<Change>,
+    /// The check that was asked for last, and that nobody has taken yet.
+    check: Option<u64>,
     cleared: Cleared,
 }
 
@@ -160,6 +162,7 @@ impl Store {
             keys: BTreeSet::new(),
             revision: 0,
             changes: Vec::new(),
+            check: None,
             cleared: Cleared::default(),
         }
     }
@@ -280,6 +283,16 @@ impl Store {
         self.changes.drain(..)
     }
 
+    /// Asks whoever applies entries to sum up the state as it is then, under this number.
+    pub fn request_check(&mut self, number: u64) {
+        self.check = Some(number);
+    }
+
+    /// The number of the check that was asked for since this was called last, if any.
+    pub fn take_check(&mut self) -> Option<u64> {
+        self.check.take()
+    }
+
     fn note(&mut self, kind: ChangeKind) {
         self.revision += 1;
         self.changes.push(Change { revision: self.revision, kind });
@@ -291,6 +304,7 @@ impl Store {
         let new = Self {
             revision: self.revision,
             changes: std::mem::take(&mut self.changes),
+            check: self.check,
             ..Self::new(self.hash_key)
         };
         let old = std::mem::replace(self, new);

@@ -61,6 +61,31 @@ fn conditions_lists_and_watching_from_the_command_line() {
 }
 
 #[test]
+fn nodes_that_hold_the_same_say_so_and_a_missing_one_is_told() {
+    let mut cluster = Cluster::start(&[]);
+    let mut redis = cluster.redis(1);
+    for number in 0..100 {
+        assert_eq!(redis.call(&["SET", &format!("key {number}"), "v"]), Reply::ok());
+    }
+    let check = |cluster: &Cluster, timeout: &str| {
+        let output = cluster.kvctl(&["check", "--json", "--timeout", timeout]);
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        (output.status.code().unwrap(), report)
+    };
+    let (code, report) = check(&cluster, "30");
+    assert_eq!((code, &report["agree"], &report["complete"]), (0, &true.into(), &true.into()), "{report}");
+    let first = report["nodes"][0]["check"].clone();
+    assert!(first["bytes"].as_u64().unwrap() > 100 * 8, "{first}");
+    assert_eq!(redis.call(&["SET", "one more", "v"]), Reply::ok());
+    let (_, later) = check(&cluster, "30");
+    assert_ne!(later["nodes"][0]["check"]["checksum"], first["checksum"]);
+    let follower = cluster.ids().into_iter().find(|id| Some(*id) != cluster.leader()).unwrap();
+    cluster.kill_node(follower);
+    let (code, report) = check(&cluster, "5");
+    assert_eq!((code, &report["agree"], &report["complete"]), (2, &true.into(), &false.into()), "{report}");
+}
+
+#[test]
 fn load_is_made_and_measured() {
     let cluster = Cluster::start(&["password=secret"]);
     let output = cluster.kvctl(&[

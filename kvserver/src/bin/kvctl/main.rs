@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod check;
 mod keys;
 mod members;
 mod output;
@@ -36,7 +37,7 @@ Examples:
   kvctl member promote 4                 kvctl transfer 4
 
 Writes are applied exactly once, whatever fails on the way. Values go to standard output as they are, messages to standard error.
-Exit codes: 0 done, 1 no such key or the condition does not hold, 2 failed.";
+Exit codes: 0 done, 1 no such key, the condition does not hold, or the nodes differ, 2 failed.";
 
 /// Reads and writes keys of a Squall cluster, watches them, shows its status, and measures it.
 #[derive(Parser)]
@@ -82,6 +83,8 @@ enum Action {
     Member(members::Member),
     /// Hand leadership over to a node, or to whichever is furthest.
     Transfer(members::Transfer),
+    /// Have all nodes sum up their state at the same entry of the log, and compare.
+    Check,
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
@@ -133,6 +136,7 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Action::Status => status::run(&cluster),
         Action::Member(member) => member.run(&cluster),
         Action::Transfer(transfer) => transfer.run(&cluster),
+        Action::Check => check::run(&cluster),
         Action::Completions { .. } => unreachable!("answered above"),
     }
 }
