@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde_json::{Value, json};
+use squall_kvserver::config::NodeConfig;
+use squall_kvserver::operator::Operator;
 use squall_kvserver::resp::Reply;
 
 use crate::output::reply_text;
@@ -19,10 +21,13 @@ pub fn run(cluster: &Cluster) -> anyhow::Result<ExitCode> {
     let command = vec![Bytes::from_static(b"CHECK"), Bytes::from(number.to_string())];
     let reply = keys::execute(cluster, command)?;
     anyhow::ensure!(reply == Reply::OK, "{}", reply_text(&reply));
+    // Those who belong to it now, which the file may not know.
+    let members = Operator::new(&cluster.config, cluster.timeout).members()?;
+    let nodes: Vec<NodeConfig> = members.into_iter().filter_map(|member| member.node).collect();
     let started = Instant::now();
-    let mut sums: Vec<Option<Value>> = vec![None; cluster.config.nodes.len()];
+    let mut sums: Vec<Option<Value>> = vec![None; nodes.len()];
     while sums.iter().any(Option::is_none) && started.elapsed() < cluster.timeout {
-        for (node, sum) in cluster.config.nodes.iter().zip(&mut sums).filter(|(_, sum)| sum.is_none()) {
+        for (node, sum) in nodes.iter().zip(&mut sums).filter(|(_, sum)| sum.is_none()) {
             let status = get_json(node.admin_address(), "/status").ok();
             *sum = status.map(|status| status["check"].clone()).filter(|check| check["number"] == number);
         }
@@ -32,13 +37,13 @@ pub fn run(cluster: &Cluster) -> anyhow::Result<ExitCode> {
     let agree = known.windows(2).all(|pair| pair[0] == pair[1]);
     let complete = known.len() == sums.len();
     if cluster.json {
-        let nodes = cluster.config.nodes.iter().zip(&sums);
+        let nodes = nodes.iter().zip(&sums);
         let nodes: Vec<Value> =
             nodes.map(|(node, sum)| json!({ "node_id": node.id, "check": sum })).collect();
         println!("{}", json!({ "agree": agree, "complete": complete, "nodes": nodes }));
     } else {
         println!("node        index  checksum         bytes");
-        for (node, sum) in cluster.config.nodes.iter().zip(&sums) {
+        for (node, sum) in nodes.iter().zip(&sums) {
             match sum {
                 Some(sum) => println!(
                     "{:<5} {:>11}  {:<8} {:>13}",
