@@ -2,7 +2,7 @@
 PROGRAMS = kvserver kvctl test_hook test_iomanager test_scheduler simple_stress_test \
 	fiber_stress_test conn_pool_test io_speed_test kv_raft_performance_test \
 	runtime_bench bench_squall bench_threads bench_epoll bench_load squall-doctor \
-	squall-profile sim planted
+	squall-profile comprehensive_performance_test sim planted
 
 .PHONY: all run test compat differential million connections models sim planted bench perf clean
 
