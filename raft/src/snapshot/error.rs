@@ -38,8 +38,8 @@ pub enum SnapshotError {
     /// The disk's: the file is not what was written. It was left as it is.
     #[error(
         "{} is corrupt at byte {offset}: {reason}; it was left as it is. An older snapshot serves if the log still \
-         reaches back to it; if none does, remove this node's data directory and let the node fetch its state from \
-         its peers again",
+         reaches back to it; if none does, remove this node from the group, remove its data directory, and let it join \
+         anew (docs/members.md)",
         file.display()
     )]
     Corrupt {

@@ -39,8 +39,8 @@ pub enum WalError {
     #[error(
         "{} is corrupt at byte {offset}, where entry {index} was expected: {reason}; nothing was changed. \
          This is not a crash's torn tail, so entries that were acknowledged may be lost here: do not repair the \
-         file by hand. Replace the disk if it is failing, remove this node's data directory and let the node \
-         fetch its state from its peers again",
+         file by hand. Replace the disk if it is failing, remove this node from the group, remove its data \
+         directory, and let it join anew (docs/members.md)",
         file.display()
     )]
     Corrupt {
