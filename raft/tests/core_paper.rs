@@ -375,6 +375,34 @@ fn section_7_a_snapshot_of_what_the_log_already_has_only_commits() {
 }
 
 #[test]
+fn section_7_entries_that_a_follower_is_about_to_get_are_kept_within_a_limit() {
+    let mut network = network(3);
+    let leader = network.elect();
+    let lagging = 1 + leader % 3;
+    network.propose(leader, "both have it");
+    network.round();
+    let has = network.raft(leader).committed();
+    network.isolate(lagging);
+    for _ in 0..20 {
+        network.propose(leader, "0123456789");
+    }
+    network.settle();
+    let last = network.raft(leader).committed();
+    assert_eq!(last, has + 20);
+    let keep_from =
+        |network: &mut Network, lagging_bytes| network.raft(leader).keep_from(last, 2, 1000, lagging_bytes);
+    assert_eq!(keep_from(&mut network, 1000), has + 1);
+    assert_eq!(keep_from(&mut network, 100), last - 9, "a limit");
+    assert_eq!(keep_from(&mut network, 0), last - 1, "as for everybody");
+    // It is not heard from any more: it will need a snapshot.
+    for _ in 0..15 {
+        network.tick(leader);
+        network.settle();
+    }
+    assert_eq!(keep_from(&mut network, 1000), last - 1);
+}
+
+#[test]
 fn section_7_a_failed_snapshot_transfer_is_repeated() {
     let mut raft = lone(1, &[]);
     lead(&mut raft);

@@ -365,6 +365,7 @@ fn group_config(config: &ClusterConfig, id: NodeId, join: bool, command_bytes_ma
         snapshot_log_bytes: settings.snapshot_log_bytes,
         // Who wants a short log wants no long rest of it, either.
         log_keep_bytes: settings.snapshot_log_bytes.min(defaults.log_keep_bytes),
+        log_keep_lagging_bytes: settings.snapshot_log_bytes.min(defaults.log_keep_lagging_bytes),
         ..defaults
     }
 }

@@ -381,9 +381,24 @@ impl Raft {
     }
 
     /// Where to cut the log after a snapshot at `snapshot`, so that at most `entries_max` entries with at most
-    /// `bytes_max` bytes stay from before its end.
-    pub fn keep_from(&self, snapshot: Index, entries_max: u64, bytes_max: u64) -> Index {
-        self.log.start_of_last(snapshot, entries_max, bytes_max)
+    /// `bytes_max` bytes stay from before its end; but on a leader at most `lagging_bytes_max` for a peer that
+    /// follows and still lacks them: it needs the entries for a moment, and the snapshot would take it longer.
+    pub fn keep_from(
+        &self,
+        snapshot: Index,
+        entries_max: u64,
+        bytes_max: u64,
+        lagging_bytes_max: u64,
+    ) -> Index {
+        let start = self.log.start_of_last(snapshot, entries_max, bytes_max);
+        let follows = |peer: &&Progress| peer.recent_active && peer.state == ProgressState::Replicate;
+        let needed = self.peers.values().filter(follows).map(|peer| peer.matched + 1).min();
+        match needed.filter(|needed| *needed < start) {
+            Some(needed) => {
+                needed.max(self.log.start_of_last(snapshot, u64::MAX, lagging_bytes_max)).min(start)
+            }
+            None => start,
+        }
     }
 
     /// The term of the entry at `index`; `None` when it is compacted or not there yet.

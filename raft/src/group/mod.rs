@@ -68,6 +68,8 @@ pub struct GroupConfig {
     pub log_keep_entries: u64,
     /// And at most so many bytes of them. Default 16 MiB.
     pub log_keep_bytes: u64,
+    /// But on the leader, for a follower that is heard from and lacks them, at most so many bytes of entries. Default 64 MiB.
+    pub log_keep_lagging_bytes: u64,
     /// Who watches. Default nobody.
     pub observer: Option<Arc<dyn Observer>>,
 }
@@ -85,6 +87,7 @@ impl GroupConfig {
             snapshot_log_entries: 1_000_000,
             log_keep_entries: 10_000,
             log_keep_bytes: 16 << 20,
+            log_keep_lagging_bytes: 64 << 20,
             observer: None,
         }
     }

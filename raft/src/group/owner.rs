@@ -412,8 +412,9 @@ impl<M: StateMachine> Owner<M> {
         self.snapshot_running = false;
         let Some(snapshot) = snapshot else { return Ok(()) };
         self.core.applied(self.shared.applied.load(Ordering::Acquire));
-        let GroupConfig { log_keep_entries, log_keep_bytes, .. } = self.config;
-        let keep_from = self.core.keep_from(snapshot.index, log_keep_entries, log_keep_bytes);
+        let GroupConfig { log_keep_entries, log_keep_bytes, log_keep_lagging_bytes, .. } = self.config;
+        let keep_from =
+            self.core.keep_from(snapshot.index, log_keep_entries, log_keep_bytes, log_keep_lagging_bytes);
         self.core.compacted(snapshot, keep_from);
         // One from the leader may have overtaken it.
         if self.core.snapshot() == snapshot && snapshot.index > self.log_snapshot {
