@@ -31,7 +31,7 @@ pub struct Member {
     /// Tells the member's disk from any other that may come up under its id: drawn at random when its log was created.
     /// 0 until the leader has heard from it; from then on whoever comes with another one is not this member.
     pub incarnation: u64,
-    /// How the user of this crate reaches it; opaque here. At most [`ADDRESS_BYTES_MAX`] bytes.
+    /// How the user of this crate reaches it; opaque here. At most `ADDRESS_BYTES_MAX` bytes.
     pub address: Bytes,
 }
 
